@@ -1,0 +1,45 @@
+# Every target a fresh machine needs goes through `install`, which is quick when nothing changed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ENGINE ?=
+
+.PHONY: up test install lint types imports tests lock clean help
+
+help:            ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+up: install      ## serve: API, a demo model, a key to try (ENGINE=http://host:port fronts that engine)
+	@exec $(BIN)/tokenfactory up $(if $(ENGINE),--engine $(ENGINE))
+
+install: $(STAMP) ## build .venv from the locked set
+
+$(STAMP): requirements.lock requirements-uv.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@$(BIN)/python -m compileall -q gateway routing quotas
+	@touch $(STAMP)
+
+test: lint types imports tests ## everything CI runs
+
+lint: install    ## ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: install   ## mypy --strict
+	@$(BIN)/mypy
+
+imports: install ## the floors of the house
+	@$(BIN)/lint-imports
+
+tests: install   ## all tests, on both cores
+	@$(BIN)/pytest -n 2 --dist loadfile
+
+lock:            ## renew requirements.lock from pyproject.toml
+	@$(BIN)/uv pip compile --quiet pyproject.toml --extra embedded --extra otel --extra tokenizers --group test --universal --generate-hashes --no-emit-index-url --no-annotate --no-header -o requirements.lock
+
+clean:           ## remove what the build made
+	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,1 @@
+"""OpenAI's shapes as bytes and values: pure, fed byte by byte in tests; no sockets."""

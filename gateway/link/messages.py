@@ -1,0 +1,51 @@
+"""What the link carries: kinds and their bodies, as MessagePack.
+
+Data to control: ``hello`` (first), ``version`` (every 500 ms: what I hold), ``counters``.
+Control to data: ``moves`` (snapshot changes, or a full load), ``signals``.
+Questions with an answer (``ask``) carry their own kinds and bodies.
+"""
+
+import msgspec
+
+from gateway.snapshot import Move
+from routing.signals import EndpointSignals
+
+
+class Hello(msgspec.Struct, frozen=True):
+    slot: int
+    pid: int
+    version: int  # of the snapshot held; 0 = nothing
+
+
+class Version(msgspec.Struct, frozen=True):
+    version: int
+
+
+class Moves(msgspec.Struct, frozen=True):
+    """Bring the snapshot to ``version``; ``full``: forget what was known first.
+
+    A large load comes as several bodies of <= 500 moves; only the last has ``last``.
+    """
+
+    version: int
+    full: bool
+    last: bool
+    moves: tuple[Move, ...]
+
+
+class Signals(msgspec.Struct, frozen=True):
+    endpoints: tuple[EndpointSignals, ...]
+
+
+class Counters(msgspec.Struct, frozen=True):
+    """Absolute values since the process began: (metric, label values) -> number.
+
+    ``histograms``: counts per bucket of ``gateway.telemetry.BUCKETS_S`` (one more than bounds),
+    then the sum in seconds.
+    """
+
+    slot: int
+    pid: int
+    counters: dict[str, dict[str, float]]
+    gauges: dict[str, dict[str, float]]
+    histograms: dict[str, dict[str, list[float]]]

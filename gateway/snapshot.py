@@ -1,0 +1,178 @@
+"""What a data process knows: tenants, keys, models, pools, prices; changed by moves.
+
+Documents are what the loader writes and the link carries: ``Move(kind, id, doc)``. The snapshot
+holds them by id and keeps the few indexes a request needs. It is never asked of SQL while a
+request waits. Not here: levels, reservations, signals.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from quotas.limits import Limit
+from routing.topology import Pool
+
+Kind = Literal["tenant", "project", "key", "model", "pool"]
+
+
+class TenantDoc(msgspec.Struct, frozen=True, kw_only=True):
+    id: int
+    name: str
+    limits: tuple[Limit, ...] = ()
+
+
+class ProjectDoc(msgspec.Struct, frozen=True, kw_only=True):
+    id: int
+    tenant_id: int
+    name: str
+    limits: tuple[Limit, ...] = ()
+
+
+class SecretDoc(msgspec.Struct, frozen=True, kw_only=True):
+    """One live secret of a key: during a rotation there are two. Times are Unix seconds."""
+
+    kid: str
+    digest: bytes  # HMAC-SHA-256 with the pepper over the whole key
+    expires_s: int | None = None
+
+
+class KeyDoc(msgspec.Struct, frozen=True, kw_only=True):
+    """A key without live secrets (revoked, expired) stays known by no kid at all."""
+
+    id: int
+    project_id: int
+    name: str
+    path: str  # "acme/chatbot/ci"
+    secrets: tuple[SecretDoc, ...]
+    models: tuple[str, ...] | None = None  # None = every model
+    limits: tuple[Limit, ...] = ()
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+    connect_s: float = 5.0
+    first_event_s: float = 300.0
+    gap_s: float = 120.0
+    unary_s: float = 600.0
+    stream_s: float = 3600.0
+
+
+class PriceDoc(msgspec.Struct, frozen=True, kw_only=True):
+    """The price-book version in force: ``nano`` maps meter to nano-units per million tokens."""
+
+    id: int
+    version: int
+    currency: str
+    nano: dict[str, int]
+
+
+class ModelDoc(msgspec.Struct, frozen=True, kw_only=True):
+    id: int
+    name: str
+    upstream: str
+    pool_id: int
+    context_tokens: int | None = None
+    max_output_tokens: int | None = None
+    timeouts: Timeouts = Timeouts()
+    price: PriceDoc | None = None
+    created_s: int = 0
+
+
+Doc = TenantDoc | ProjectDoc | KeyDoc | ModelDoc | Pool
+DOC_TYPES: dict[str, type[Doc]] = {
+    "tenant": TenantDoc,
+    "project": ProjectDoc,
+    "key": KeyDoc,
+    "model": ModelDoc,
+    "pool": Pool,
+}
+
+
+class Move(msgspec.Struct, frozen=True, array_like=True):
+    """One change: the new document, or None when it is gone. ``doc`` is MessagePack."""
+
+    kind: Kind
+    id: int
+    doc: bytes | None
+
+
+class Principal:
+    """Who calls: a key with its project and tenant, and every limit that applies, tenant first."""
+
+    __slots__ = ("key", "limits", "project", "tag", "tenant")
+
+    def __init__(self, key: KeyDoc, project: ProjectDoc, tenant: TenantDoc) -> None:
+        self.key = key
+        self.project = project
+        self.tenant = tenant
+        self.limits = tenant.limits + project.limits + key.limits
+        self.tag = f"t{tenant.id}"
+
+
+class Snapshot:
+    """Mutable by ``apply`` alone; every document inside is frozen."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.tenants: dict[int, TenantDoc] = {}
+        self.projects: dict[int, ProjectDoc] = {}
+        self.keys: dict[int, KeyDoc] = {}
+        self.models: dict[int, ModelDoc] = {}
+        self.pools: dict[int, Pool] = {}
+        self.model_by_name: dict[str, ModelDoc] = {}
+        self._key_by_kid: dict[str, tuple[KeyDoc, SecretDoc]] = {}
+        self._principals: dict[int, Principal] = {}
+
+    def apply(self, version: int, moves: Iterable[Move]) -> None:
+        """Bring the snapshot to ``version``. Unknown kinds are skipped: a newer control wrote them."""
+        for move in moves:
+            kind = DOC_TYPES.get(move.kind)
+            if kind is None:
+                continue
+            doc = None if move.doc is None else msgspec.msgpack.decode(move.doc, type=kind)
+            self._put(move.kind, move.id, doc)
+        self.version = version
+
+    def clear(self) -> None:
+        """Forget everything: a full load follows."""
+        Snapshot.__init__(self)
+
+    def find_secret(self, kid: str) -> tuple[KeyDoc, SecretDoc] | None:
+        return self._key_by_kid.get(kid)
+
+    def principal(self, key_id: int) -> Principal | None:
+        """The key with its project and tenant; None when any of them is gone."""
+        known = self._principals.get(key_id)
+        if known is not None:
+            return known
+        key = self.keys.get(key_id)
+        project = self.projects.get(key.project_id) if key else None
+        tenant = self.tenants.get(project.tenant_id) if project else None
+        if key is None or project is None or tenant is None:
+            return None
+        made = self._principals[key_id] = Principal(key, project, tenant)
+        return made
+
+    def _put(self, kind: str, row_id: int, doc: Doc | None) -> None:
+        table: dict[int, Doc] = getattr(self, kind + "s")
+        old = table.pop(row_id, None)
+        if isinstance(old, KeyDoc):
+            for secret in old.secrets:
+                self._key_by_kid.pop(secret.kid, None)
+        if isinstance(old, ModelDoc) and self.model_by_name.get(old.name) is old:
+            del self.model_by_name[old.name]
+        if doc is not None:
+            table[row_id] = doc
+        if isinstance(doc, KeyDoc):
+            self._key_by_kid.update((secret.kid, (doc, secret)) for secret in doc.secrets)
+        if isinstance(doc, ModelDoc):
+            self.model_by_name[doc.name] = doc
+        if kind in ("tenant", "project"):
+            self._principals.clear()
+        elif kind == "key":
+            self._principals.pop(row_id, None)
+
+
+def encode_doc(doc: Doc) -> bytes:
+    """A document as the link and the snapshot file carry it."""
+    return msgspec.msgpack.encode(doc)

@@ -1,0 +1,1 @@
+"""The SQL database: schema, migrations and one noun a file."""

@@ -1,0 +1,1 @@
+"""Limits, reservations, settlement and prices: pure rules, and the stores that keep them."""

@@ -1,0 +1,82 @@
+"""The usage record: one a request that reached an engine, as a value and as bytes.
+
+What is written to the journal and shipped to the ledger. It names its rows by SQL ids (never
+reused), so a rename changes no history. Not here: the journal's framing (``gateway.metering``).
+"""
+
+from typing import Literal
+
+import msgspec
+
+from quotas.ports import Settlement
+
+Outcome = Literal[
+    "ok",
+    "client_abort",
+    "engine_error",
+    "timeout",
+    "shutdown",
+    "key_revoked",
+    "gateway_crash",
+    "refused_by_engine",
+]
+Source = Literal["engine_final", "engine_partial", "tokenized", "estimated", "none"]
+FORMAT_VERSION = 1
+
+
+class AttemptEntry(msgspec.Struct, frozen=True, array_like=True):
+    """One forward to one endpoint: what was seen of it, billed or not.
+
+    Times are Unix ms. ``status`` is the engine's HTTP status, 0 when none came.
+    ``prompt_tokens`` and ``completion_tokens`` are the engine's counts as far as seen.
+    """
+
+    endpoint_id: int
+    endpoint: str
+    started_ms: int
+    ended_ms: int
+    status: int
+    prompt_tokens: int
+    completion_tokens: int
+    choices: int
+
+
+class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """See the module. ``usage`` maps meter to integer: prompt_tokens, cached_tokens,
+    completion_tokens, reasoning_tokens; ``billed`` maps the price book's meters (input,
+    cached_input, output) to units. ``ttft_ms`` is -1 when no event came.
+    """
+
+    v: int = FORMAT_VERSION
+    request_id: str
+    tenant_id: int
+    project_id: int
+    key_id: int
+    model_id: int
+    price_id: int  # the price-book version's row, frozen at admission; 0 = none
+    operation: str  # "chat", "completions", "embeddings"
+    choices: int
+    attempts: tuple[AttemptEntry, ...]
+    usage: dict[str, int]
+    billed: dict[str, int]
+    source: Source
+    outcome: Outcome
+    status: int  # the HTTP status the client got, 0 when none went out
+    started_ms: int
+    ttft_ms: int
+    total_ms: int
+    settlement: Settlement | None = None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(UsageRecord)
+
+
+def encode(record: UsageRecord) -> bytes:
+    """The record as MessagePack: compact, self-describing, tolerant of added fields."""
+    return _encoder.encode(record)
+
+
+def decode(payload: bytes) -> UsageRecord:
+    """The inverse; raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``."""
+    return _decoder.decode(payload)

@@ -1,0 +1,1 @@
+"""Where reservations live: in this process, or in Redis and Valkey."""

@@ -1,0 +1,1 @@
+"""Which endpoint serves a request: filter, score, pick, over values; no sockets."""
