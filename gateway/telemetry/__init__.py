@@ -1,0 +1,1 @@
+"""What a process tells of itself: counters, the access line, traces. Never prompts, never secrets."""

@@ -1,0 +1,105 @@
+"""One JSON line a request on standard error, and the process's own log lines in the same shape.
+
+Batched: lines of one loop tick go out in one write. Bodies, credentials and query strings are never
+in a line. A slow reader of the log must not stop the loop: past 1 MiB of unwritten lines the
+oldest are dropped and counted.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+PENDING_BYTES_MAX = 1 << 20
+
+
+class AccessLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is said of one request. ``ts`` is Unix seconds; ids are names an operator knows."""
+
+    ts: float
+    event: str = "request"
+    request_id: str
+    method: str
+    path: str
+    status: int
+    peer: str
+    key: str = ""
+    model: str = ""
+    endpoint: str = ""
+    attempts: int = 0
+    outcome: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    ttft_ms: int = -1
+    total_ms: int = 0
+    trace_id: str = ""
+
+
+class AccessLog:
+    """Writes lines in batches. ``call_soon`` is the loop's; ``fd`` is put in non-blocking use."""
+
+    def __init__(self, fd: int, call_soon: Callable[[Callable[[], None]], object]) -> None:
+        self._fd = fd
+        self._call_soon = call_soon
+        self._pending: deque[bytes] = deque()
+        self._pending_bytes = 0
+        self._scheduled = False
+        self._encode = msgspec.json.Encoder().encode
+        self.dropped = 0
+
+    def write(self, line: AccessLine) -> None:
+        data = self._encode(line) + b"\n"
+        self._pending.append(data)
+        self._pending_bytes += len(data)
+        while self._pending_bytes > PENDING_BYTES_MAX:
+            self._pending_bytes -= len(self._pending.popleft())
+            self.dropped += 1
+        if not self._scheduled:
+            self._scheduled = True
+            self._call_soon(self.flush)
+
+    def flush(self) -> None:
+        self._scheduled = False
+        if not self._pending:
+            return
+        data = b"".join(self._pending)
+        self._pending.clear()
+        self._pending_bytes = 0
+        try:
+            written = os.write(self._fd, data)
+        except BlockingIOError:
+            written = 0
+        except OSError:
+            self.dropped += 1  # nobody reads the log any more; serving goes on
+            return
+        if written < len(data):
+            self._pending.append(data[written:])
+            self._pending_bytes = len(data) - written
+
+
+class JsonFormatter(logging.Formatter):
+    """Log records as one JSON object a line; the traceback, if any, without local values."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "ts": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def configure_logging(level: str) -> None:
+    """All loggers of this process to standard error, as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())

@@ -1,0 +1,91 @@
+"""Counters, gauges and histograms of one process: plain dicts, absolute values, sent to control.
+
+The control process sums them over data processes and renders them for Prometheus; a library's
+``labels().observe()`` would cost more than the rest of a chunk. Labels are bounded: model names and
+fixed words, never a key, a tenant or a path. This file is the list of every metric name.
+"""
+
+from bisect import bisect_left
+
+#: Upper bounds in seconds. 0.001 x 1.8^i spans 1 ms to 130 s, as TTFT and chunk gaps do.
+BUCKETS_S = tuple(round(0.001 * 1.8**i, 6) for i in range(21))
+
+HELP = {
+    "tf_requests_total": "Requests by outcome and model.",
+    "tf_responses_total": "Answers by HTTP status.",
+    "tf_tokens_total": "Tokens counted, by model and kind.",
+    "tf_ttft_seconds": "Time from the request's first byte to the first event of the answer.",
+    "tf_inter_chunk_gap_seconds": "Time between two chunks of a stream.",
+    "tf_reservations_open": "Reservations held by this process now.",
+    "tf_refusals_total": "Requests refused by a limit, by scope and dimension.",
+    "tf_settle_lag_seconds": "Age of the oldest settlement not yet acknowledged.",
+    "tf_journal_bytes": "Bytes in the journals of this host not yet freed.",
+    "tf_attempts_total": "Forwards to engines by how they ended.",
+    "tf_connections_open": "Client connections open now.",
+    "tf_upstream_misconfigured_total": "Engines that refused our credential or path.",
+    "tf_internal_errors_total": "Errors that are our own fault.",
+    "tf_head_refusals_total": "Request heads refused, by reason.",
+    "tf_snapshot_version": "Version of the snapshot held.",
+}
+LABELS = {
+    "tf_requests_total": ("outcome", "model"),
+    "tf_responses_total": ("status",),
+    "tf_tokens_total": ("model", "kind"),
+    "tf_ttft_seconds": ("model",),
+    "tf_inter_chunk_gap_seconds": (),
+    "tf_refusals_total": ("scope", "dimension"),
+    "tf_attempts_total": ("result",),
+    "tf_head_refusals_total": ("reason",),
+}
+#: Label values of one series travel as one string; no label value may hold this character.
+SEPARATOR = "\x1f"
+
+
+class Histogram:
+    """Counts per bucket (the last is everything above), and the sum in seconds."""
+
+    __slots__ = ("counts", "sum_s")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS_S) + 1)
+        self.sum_s = 0.0
+
+    def observe(self, value_s: float) -> None:
+        self.counts[bisect_left(BUCKETS_S, value_s)] += 1
+        self.sum_s += value_s
+
+
+class Counters:
+    """Absolute values since the process began. Not shared between threads."""
+
+    def __init__(self) -> None:
+        self.counters: dict[str, dict[str, float]] = {}
+        self.gauges: dict[str, dict[str, float]] = {}
+        self.histograms: dict[str, dict[str, Histogram]] = {}
+
+    def add(self, name: str, labels: str = "", amount: float = 1) -> None:
+        series = self.counters.setdefault(name, {})
+        series[labels] = series.get(labels, 0) + amount
+
+    def set(self, name: str, value: float, labels: str = "") -> None:
+        self.gauges.setdefault(name, {})[labels] = value
+
+    def histogram(self, name: str, labels: str = "") -> Histogram:
+        """The series itself, to keep where it is observed often."""
+        series = self.histograms.setdefault(name, {})
+        known = series.get(labels)
+        if known is None:
+            known = series[labels] = Histogram()
+        return known
+
+    def observed(self) -> dict[str, dict[str, list[float]]]:
+        """Histograms as the link carries them: counts per bucket, then the sum."""
+        return {
+            name: {labels: [*h.counts, h.sum_s] for labels, h in series.items()}
+            for name, series in self.histograms.items()
+        }
+
+
+def labels_of(*values: str) -> str:
+    """The label values of one series, in the order of ``LABELS``."""
+    return SEPARATOR.join(values)
