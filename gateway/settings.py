@@ -3,10 +3,12 @@
 Each field is a flag (``--drain-s 10``) and a variable (``TF_DRAIN_S=10``); a nested field joins its
 path (``TF_WIRE_HEAD_S``, ``--wire-head-s``). Flags win over variables, variables over defaults.
 docs/settings.md is generated from these descriptions. Not here: accounts, models, limits, prices,
-which are rows in the database.
+which are rows in the database. ``load`` is the only reader of the environment's ``TF_`` variables,
+and is handed them.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -93,3 +95,208 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=16, le=1_000_000, description="requests in flight at once in one process")
     ] = 4_096
     wire: WireSettings = WireSettings()
+
+
+class SettingsError(Exception):
+    """A flag or variable that cannot be obeyed; the message names it, its value, what is expected."""
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """``origins`` maps a field's path ("wire.head_s") to "default", its variable or its flag."""
+
+    settings: Settings
+    origins: dict[str, str]
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One setting as documentation shows it."""
+
+    path: str
+    variable: str
+    flag: str
+    expected: str
+    default: str
+    description: str
+
+
+class _Field(msgspec.Struct, frozen=True):
+    path: tuple[str, ...]
+    type: Any  # with its bounds
+    default: Any
+
+    @property
+    def variable(self) -> str:
+        return "TF_" + "_".join(self.path).upper()
+
+    @property
+    def flag(self) -> str:
+        return "--" + "-".join(self.path).replace("_", "-")
+
+
+def load(environ: Mapping[str, str], flags: Mapping[str, str]) -> Loaded:
+    """Settings from ``TF_`` variables and flags ("--wire-head-s" -> text); flags win.
+
+    An empty text unsets an optional setting. Raises ``SettingsError`` for an unknown ``TF_``
+    variable or flag and for a value that is not what is expected.
+    """
+    fields = list(_fields(Settings))
+    _refuse_unknown(environ, [f.variable for f in fields], "variable", prefix="TF_")
+    _refuse_unknown(flags, [f.flag for f in fields], "flag", prefix="")
+    tree: dict[str, Any] = {}
+    origins = {}
+    for field in fields:
+        origin = next(
+            (n for n, given in ((field.flag, flags), (field.variable, environ)) if n in given),
+            "default",
+        )
+        origins[".".join(field.path)] = origin
+        if origin == "default":
+            continue
+        text = flags[origin] if origin == field.flag else environ[origin]
+        branch = tree
+        for name in field.path[:-1]:
+            branch = branch.setdefault(name, {})
+        branch[field.path[-1]] = _value(field, origin, text)
+    settings = msgspec.convert(tree, Settings)
+    _check_proxies(settings.trusted_proxies, origins["trusted_proxies"])
+    return Loaded(settings, origins)
+
+
+def describe() -> list[Row]:
+    """Every setting, in the order of the tree."""
+    return [
+        Row(
+            path=".".join(field.path),
+            variable=field.variable,
+            flag=field.flag,
+            expected=_expected(field.type),
+            default=_text(field.default),
+            description=_meta(field.type).description or "",
+        )
+        for field in _fields(Settings)
+    ]
+
+
+def reference() -> str:
+    """The page docs/settings.md."""
+    lines = [
+        "# Settings",
+        "",
+        "Every setting is a variable and a flag of every command. A flag wins over a variable, a",
+        "variable over the default. An unknown `TF_` variable is an error. Accounts, models, limits",
+        "and prices are no settings: they are applied from a file (`tokenfactory apply`).",
+        "`tokenfactory config show` prints each setting with its origin. This page is generated:",
+        "`tokenfactory config reference > docs/settings.md`.",
+        "",
+        "| variable | flag | default | expected | what it is |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{r.variable}` | `{r.flag}` | {f'`{r.default}`' if r.default else ''} "
+        f"| {r.expected.replace('|', ', ')} | {r.description} |"
+        for r in describe()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def shown(settings: Settings) -> dict[str, str]:
+    """Every value as text by path, without the secrets: a pepper, passwords inside URLs."""
+    values = {}
+    for field in _fields(Settings):
+        value: Any = settings
+        for name in field.path:
+            value = getattr(value, name)
+        text = _text(value)
+        if field.path == ("pepper",) and text:
+            text = "(set)"
+        values[".".join(field.path)] = _without_password(text)
+    return values
+
+
+def _fields(tree: type[msgspec.Struct], above: tuple[str, ...] = ()) -> Iterator[_Field]:
+    hints = get_type_hints(tree, include_extras=True)
+    for field in msgspec.structs.fields(tree):
+        hint = hints[field.name]
+        path = (*above, field.name)
+        if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+            yield from _fields(hint, path)
+        else:
+            yield _Field(path, hint, field.default)
+
+
+def _refuse_unknown(given: Mapping[str, str], known: list[str], noun: str, *, prefix: str) -> None:
+    for name in sorted(given):
+        if name.startswith(prefix) and name not in known:
+            # Imported here: for those alone who mistyped.
+            from difflib import get_close_matches  # noqa: PLC0415
+
+            near = get_close_matches(name, known, 1, 0.0)
+            raise SettingsError(f"{name} is no {noun} of ours; the nearest is {near[0]}")
+
+
+def _value(field: _Field, origin: str, text: str) -> Any:
+    if not text and type(None) in get_args(_bare(field.type)):
+        return None
+    try:
+        return msgspec.convert(text, field.type, strict=False)
+    except msgspec.ValidationError:
+        # A secret must not come back out of an error message.
+        seen = "(hidden)" if field.path == ("pepper",) else repr(_without_password(text))
+        raise SettingsError(f"{origin}={seen}: expected {_expected(field.type)}") from None
+
+
+def _check_proxies(text: str, origin: str) -> None:
+    if not text.strip():
+        return
+    # Imported here: few set it.
+    from ipaddress import ip_network  # noqa: PLC0415
+
+    for part in text.split(","):
+        try:
+            ip_network(part.strip())
+        except ValueError:
+            raise SettingsError(
+                f"{origin}={text!r}: expected comma-separated addresses or networks, "
+                f"e.g. 127.0.0.1,10.0.0.0/8; {part.strip()!r} is neither"
+            ) from None
+
+
+def _bare(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _meta(hint: Any) -> Meta:
+    return next((a for a in get_args(hint)[1:] if isinstance(a, Meta)), Meta())
+
+
+def _expected(hint: Any) -> str:
+    """What a value may be, as a phrase: "an integer from 1 to 256"."""
+    bare, meta = _bare(hint), _meta(hint)
+    if get_origin(bare) is Literal:
+        return "|".join(get_args(bare))
+    nouns = {int: "an integer", float: "a number", bool: "true or false"}
+    phrase = nouns.get(bare, "text")
+    if meta.pattern is not None:
+        phrase += f" that matches {meta.pattern}"
+    if meta.gt is not None:
+        phrase += f" above {meta.gt}"
+    if meta.ge is not None:
+        phrase += f" from {meta.ge}"
+    if meta.le is not None:
+        phrase += f" to {meta.le}"
+    return phrase
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _without_password(text: str) -> str:
+    scheme, sep, rest = text.partition("://")
+    user, at, host = rest.rpartition("@")
+    if not sep or not at:
+        return text
+    name, colon, _ = user.partition(":")
+    return f"{scheme}://{name}{':***' if colon else ''}@{host}"
