@@ -65,8 +65,8 @@ def decide(
             reasons[endpoint.id] = reason
     if reasons:
         fit = _relax(fit, request, signals, loads, now_s, reasons)
-        if not fit:
-            raise NoEndpoint(_retry_after_s(request, loads, now_s, reasons), reasons)
+    if not fit:
+        raise NoEndpoint(_retry_after_s(request, loads, now_s, reasons), reasons)
     return _pick(fit, signals, loads, chance, reasons)
 
 
