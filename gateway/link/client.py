@@ -42,15 +42,15 @@ class LinkClient:
         self._writer: asyncio.StreamWriter | None = None
         self._asked: dict[int, asyncio.Future[bytes]] = {}
         self._number = 0
-        self._heard_s: float | None = None
+        self._heard_s = time.monotonic()
 
     @property
     def connected(self) -> bool:
         return self._writer is not None
 
     @property
-    def heard_s(self) -> float | None:
-        """When control last said anything (``time.monotonic``); None = never."""
+    def heard_s(self) -> float:
+        """When control last said anything (``time.monotonic``); at first, when this was made."""
         return self._heard_s
 
     async def run(self) -> None:

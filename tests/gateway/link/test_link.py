@@ -55,10 +55,11 @@ async def test_hello_comes_first_and_messages_in_order(tmp_path: Path) -> None:
     await listen(server, tmp_path / "l")
     seen: list[bytes] = []
     client = client_of(tmp_path / "l", seen)
+    made_s = client.heard_s
     async with running(client):
         await until(lambda: len(seen) == 3)
         assert client.connected
-        assert client.heard_s is not None
+        assert client.heard_s > made_s
         client.send("version", b"v")
         await until(lambda: len(heard) == 2)
         (peer,) = server.peers
