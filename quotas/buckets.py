@@ -1,0 +1,81 @@
+"""Token buckets with a signed level, in exact integers: the reference that both stores run.
+
+A level is counted in ticks, 60,000 a unit, so that a refill of r units a minute is exactly r ticks
+a millisecond. It may be negative (debt), never above capacity. The same arithmetic stands in
+``store/lua/levels.lua``, where doubles are exact below 2**53. Time is the store's, in ms, and may
+step backwards: then nothing flows in, and the bucket is anchored at the new time. Not here: holds
+(``store``), where levels are kept, what an admission asks of several buckets at once.
+
+The idea is the continuous token bucket of ATM's GCRA (ITU-T I.371), kept as level and time.
+"""
+
+from quotas.limits import Level
+
+TICKS = 60_000
+#: Units and units a minute beyond which a level in ticks would leave a double's exact integers.
+MAX_UNITS = 10**11
+NEVER = -1
+
+
+class Bucket:
+    """Mutable state: ``level`` ticks at ``at_ms``, under the limit's last known figures."""
+
+    __slots__ = ("at_ms", "capacity", "level", "per_minute")
+
+    def __init__(self, capacity: int, per_minute: int, now_ms: int) -> None:
+        """Full: a bucket that nobody has touched."""
+        self.capacity = capacity
+        self.per_minute = per_minute
+        self.level = capacity * TICKS
+        self.at_ms = now_ms
+
+    def advance(self, now_ms: int) -> int:
+        """Let flow in what has by now; the level in ticks."""
+        elapsed = now_ms - self.at_ms
+        if elapsed > 0:
+            full = self.capacity * TICKS
+            level = self.level + elapsed * self.per_minute
+            self.level = min(level, full)
+        self.at_ms = now_ms
+        return self.level
+
+    def configure(self, capacity: int, per_minute: int, now_ms: int) -> int:
+        """Advance under the limit's figures as they are now; usage is kept, a surplus is cut."""
+        self.capacity = capacity
+        self.per_minute = per_minute
+        level = self.advance(now_ms)
+        full = capacity * TICKS
+        if level > full:
+            self.level = level = full
+        return level
+
+    def add(self, units: int, now_ms: int) -> None:
+        """Give back ``units`` (take, when negative), at the figures the bucket has."""
+        level = self.advance(now_ms) + units * TICKS
+        full = self.capacity * TICKS
+        self.level = min(level, full)
+
+
+def fits(level: int, amount: int) -> bool:
+    """Whether a level in ticks admits ``amount`` units; nothing asked always fits."""
+    return amount <= 0 or level >= amount * TICKS
+
+
+def wait_ms(level: int, amount: int, capacity: int, per_minute: int) -> int:
+    """Until ``amount`` units fit, alone: 0 = now, ``NEVER`` = not by waiting. Exact, rounded up.
+
+    >>> wait_ms(level=0, amount=1, capacity=10, per_minute=60)
+    1000
+    """
+    if fits(level, amount):
+        return 0
+    if amount > capacity or per_minute <= 0:
+        return NEVER
+    return -((level - amount * TICKS) // per_minute)
+
+
+def shown(level: int, capacity: int, per_minute: int) -> Level:
+    """A level as callers see it. ``reset_ms`` is 0 when full, or when nothing ever flows in."""
+    missing = capacity * TICKS - level
+    reset_ms = -(-missing // per_minute) if per_minute > 0 and missing > 0 else 0
+    return Level(level // TICKS, reset_ms)

@@ -1,0 +1,310 @@
+"""One connection to Redis or Valkey, shared by everything in the loop: a pipelining executor.
+
+Commands of one loop tick leave in one write; replies are matched to callers in order. A caller that
+was cancelled or timed out keeps its place in that order and its reply is dropped, so nobody ever
+gets another's reply (the fault that once showed ChatGPT users each other's data). While the
+connection is down every command fails at once; a task connects again with jittered back-off. Not
+here: scripts and keys (``quotas.store.redis``).
+"""
+
+import asyncio
+import random
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable
+from typing import Any, cast
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import hiredis
+import msgspec
+
+from quotas.errors import QuotaError, StoreUnavailable
+
+CONNECT_TIMEOUT_S = 1.0
+FIRST_BACKOFF_S = 0.05
+LAST_BACKOFF_S = 2.0
+#: A connection whose oldest command has waited this many timeouts, with no byte back, is given up.
+STALLED_TIMEOUTS = 4
+#: After a loop that was held up, replies that wait in the socket are read before a call fails.
+GRACE_S = 0.002
+
+Argument = bytes | str | int
+#: Gets the reply; an error reply as ``hiredis.ReplyError``; ``StoreUnavailable`` when none came.
+Answer = Callable[[object], None]
+Command = tuple[Argument, ...]
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a store listens. ``path`` is set for unix sockets, else ``host`` and ``port``."""
+
+    host: str = ""
+    port: int = 6379
+    path: str = ""
+    tls: bool = False
+    username: str = ""
+    password: str = ""
+    db: int = 0
+
+    def greeting(self) -> list[Command]:
+        """What is said first on every connection."""
+        said: list[Command] = []
+        if self.password:
+            user = (self.username,) if self.username else ()
+            said.append(("AUTH", *user, self.password))
+        if self.db:
+            said.append(("SELECT", self.db))
+        return said
+
+
+def parse_url(url: str) -> Target:
+    """redis://[user:password@]host[:port][/db], rediss:// the same, unix://[...]/path[?db=n].
+
+    Raises ``QuotaError``; its text never repeats the URL, which may hold a password.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port or 6379
+        username, password = unquote(parts.username or ""), unquote(parts.password or "")
+        query = parse_qs(parts.query)
+        if parts.scheme == "unix" and parts.path:
+            db = int(query.get("db", ["0"])[0])
+            path = unquote(parts.path)
+            return Target(path=path, username=username, password=password, db=db)
+        if parts.scheme in ("redis", "rediss") and parts.hostname:
+            db = int(parts.path.strip("/") or query.get("db", ["0"])[0])
+            tls = parts.scheme == "rediss"
+            return Target(
+                host=parts.hostname, port=port, tls=tls, username=username, password=password, db=db
+            )
+    except ValueError:
+        raise QuotaError("the store's URL has a malformed port or database number") from None
+    raise QuotaError("the store's URL must be redis://host, rediss://host or unix:///path")
+
+
+class _Connection(asyncio.Protocol):
+    """Bytes to replies, in order. ``lost`` is called once, after every waiting answer."""
+
+    def __init__(self, lost: Callable[["_Connection"], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._lost = lost
+        self._reader = hiredis.Reader()
+        self._transport: asyncio.WriteTransport | None = None
+        self._waiting: deque[tuple[Answer, float]] = deque()  # with the time it was sent
+        self._unwritten: list[bytes] = []
+        self._heard_s = self._loop.time()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_s = self._loop.time()
+        self._reader.feed(data)
+        while True:
+            try:
+                reply = self._reader.gets()
+            except hiredis.ProtocolError:
+                return self.abort()  # bytes that are not replies: no order to trust any more
+            if reply is False:
+                return None
+            if not self._waiting:
+                return self.abort()  # a reply to nothing
+            self._waiting.popleft()[0](reply)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  asyncio's signature
+        self._transport = None
+        waiting, self._waiting = self._waiting, deque()
+        for answer, _ in waiting:
+            answer(StoreUnavailable("the store closed the connection"))
+        self._lost(self)
+
+    def send(self, command: Command, answer: Answer) -> None:
+        if self._transport is None:
+            raise StoreUnavailable("the store closed the connection")
+        self._waiting.append((answer, self._loop.time()))
+        if not self._unwritten:
+            self._loop.call_soon(self._write)
+        self._unwritten.append(hiredis.pack_command(cast(Any, command)))
+
+    def stalled(self, longest_s: float) -> bool:
+        """Whether the oldest command waits that long, with no byte heard since."""
+        if not self._waiting:
+            return False
+        return self._loop.time() - max(self._heard_s, self._waiting[0][1]) > longest_s
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _write(self) -> None:
+        unwritten, self._unwritten = self._unwritten, []
+        if self._transport is not None:
+            self._transport.write(b"".join(unwritten))
+
+
+class Pipeline:
+    """Mutable; one event loop. ``greeting`` is said on every new connection, after login.
+
+    ``up`` runs each time the connection stands and has been greeted.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        timeout_s: float,
+        greeting: tuple[Command, ...] = (),
+        up: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._target = target
+        self._timeout_s = timeout_s
+        self._greeting = greeting
+        self._up = up
+        self._connection: _Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None
+
+    async def start(self) -> None:
+        """Connect and greet once, then keep connected. Raises ``StoreUnavailable``."""
+        connection, lost = await self._connect()
+        self._connection = connection
+        self._task = asyncio.create_task(self._keep(connection, lost), name="store connection")
+
+    def send(self, command: Command, answer: Answer) -> None:
+        """Queue for this tick's write. Raises ``StoreUnavailable`` while down: nothing was sent."""
+        if self._connection is None:
+            raise StoreUnavailable("the store is not connected")
+        self._connection.send(command, answer)
+
+    async def call(self, command: Command) -> object:
+        """The reply. Raises ``StoreUnavailable`` (down, lost, late) or ``hiredis.ReplyError``."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[object] = loop.create_future()
+
+        def answer(reply: object) -> None:
+            if not future.done():
+                if isinstance(reply, Exception):
+                    future.set_exception(reply)
+                else:
+                    future.set_result(reply)
+
+        def late() -> None:
+            answer(StoreUnavailable("the store did not answer in time"))
+
+        def overdue() -> None:
+            if not future.done():
+                loop.call_later(GRACE_S, late)
+
+        self.send(command, answer)
+        timer = loop.call_later(self._timeout_s, overdue)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+
+    def reconnect(self) -> None:
+        """Drop the connection and make another: what answers there is not what it was."""
+        if self._connection is not None:
+            self._connection.abort()
+
+    async def close(self) -> None:
+        """Drop the connection; what waits for an answer gets ``StoreUnavailable``."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _keep(self, connection: _Connection, lost: asyncio.Event) -> None:
+        """Stand by the connection, and connect again whenever it is lost."""
+        while True:
+            try:
+                self._connection = connection
+                self._up()
+                await self._watch(connection, lost)
+            finally:
+                self._connection = None
+                connection.abort()
+                # Whoever waits is answered before the next connection may send.
+                await lost.wait()
+            backoff_s = FIRST_BACKOFF_S
+            while True:
+                await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311  jitter
+                try:
+                    connection, lost = await self._connect()
+                    break
+                except StoreUnavailable:
+                    backoff_s = min(LAST_BACKOFF_S, backoff_s * 2)
+
+    async def _watch(self, connection: _Connection, lost: asyncio.Event) -> None:
+        stalled_s = self._timeout_s * STALLED_TIMEOUTS
+        while not lost.is_set():
+            try:
+                await asyncio.wait_for(lost.wait(), self._timeout_s)
+            except TimeoutError:
+                if connection.stalled(stalled_s):
+                    return
+
+    async def _connect(self) -> tuple[_Connection, asyncio.Event]:
+        lost = asyncio.Event()
+
+        def on_lost(gone: _Connection) -> None:
+            if self._connection is gone:
+                self._connection = None
+            lost.set()
+
+        connection: _Connection | None = None
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                connection = await self._dial(on_lost)
+                await self._greet(connection)
+        except BaseException as failure:
+            if connection is not None:
+                connection.abort()
+                await lost.wait()
+            if isinstance(failure, (OSError, UnicodeError, StoreUnavailable)):
+                raise StoreUnavailable(f"cannot reach the store: {_why(failure)}") from failure
+            raise
+        return connection, lost
+
+    async def _dial(self, lost: Callable[[_Connection], None]) -> _Connection:
+        loop = asyncio.get_running_loop()
+        target = self._target
+        if target.path:
+            _, made = await loop.create_unix_connection(lambda: _Connection(lost), target.path)
+            return made
+        context = ssl.create_default_context() if target.tls else None
+        transport, made = await loop.create_connection(
+            lambda: _Connection(lost), target.host, target.port, ssl=context
+        )
+        raw = transport.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return made
+
+    async def _greet(self, connection: _Connection) -> None:
+        """Log in and say the greeting in one write; any error reply is a refusal."""
+        replies: asyncio.Queue[object] = asyncio.Queue()
+        said = [*self._target.greeting(), *self._greeting, ("PING",)]
+        for command in said:
+            connection.send(command, replies.put_nowait)
+        for _ in said:
+            reply = await replies.get()
+            if isinstance(reply, StoreUnavailable):
+                raise reply
+            if isinstance(reply, Exception):
+                raise StoreUnavailable(f"the store refused: {_code(reply)}")
+
+
+def _code(reply: Exception) -> str:
+    """The error's first word (NOAUTH, LOADING): the rest may repeat what was sent."""
+    return str(reply).split(" ", 1)[0][:32]
+
+
+def _why(failure: BaseException) -> str:
+    if isinstance(failure, TimeoutError):
+        return "no answer in time"
+    if isinstance(failure, StoreUnavailable):
+        return str(failure)
+    return type(failure).__name__
