@@ -69,3 +69,9 @@ class Leash:
     def tell(self, event: Event) -> None:
         assert self._writer is not None
         self._writer.write(msgspec.json.encode(event) + b"\n")
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        else:
+            self._socket.close()

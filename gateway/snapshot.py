@@ -133,9 +133,9 @@ class Snapshot:
             self._put(move.kind, move.id, doc)
         self.version = version
 
-    def clear(self) -> None:
-        """Forget everything: a full load follows."""
-        Snapshot.__init__(self)
+    def adopt(self, other: "Snapshot") -> None:
+        """Become ``other`` in one step: a full load that was built beside this one."""
+        self.__dict__.update(other.__dict__)
 
     def find_secret(self, kid: str) -> tuple[KeyDoc, SecretDoc] | None:
         return self._key_by_kid.get(kid)

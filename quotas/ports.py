@@ -57,6 +57,10 @@ class QuotaStore(Protocol):
         """Queue; frees concurrency and refunds nothing; a later settle still counts."""
         ...
 
+    def settle_lag_s(self) -> float:
+        """Age of the oldest settle or release not yet acknowledged; 0 when there is none."""
+        ...
+
     async def flush(self, timeout_s: float) -> bool:
         """Wait until everything queued is acknowledged; False when time ran out."""
         ...

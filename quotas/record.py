@@ -44,7 +44,8 @@ class AttemptEntry(msgspec.Struct, frozen=True, array_like=True):
 class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     """See the module. ``usage`` maps meter to integer: prompt_tokens, cached_tokens,
     completion_tokens, reasoning_tokens; ``billed`` maps the price book's meters (input,
-    cached_input, output) to units. ``ttft_ms`` is -1 when no event came.
+    cached_input, output) to units. ``choices`` is per prompt (max of n and best_of): an engine counts
+    a prompt once a choice. ``ttft_ms`` is -1 when no event came.
     """
 
     v: int = FORMAT_VERSION

@@ -111,8 +111,10 @@ def test_unknown_kinds_are_skipped():
     assert snapshot.version == 9
 
 
-def test_clear_forgets_everything():
+def test_adopting_a_full_load_forgets_what_it_lacks():
     snapshot = loaded()
-    snapshot.clear()
+    other = Snapshot()
+    other.apply(9, [move("tenant", TenantDoc(id=8, name="else"))])
+    snapshot.adopt(other)
 
-    assert (snapshot.version, snapshot.keys, snapshot.find_secret("k1")) == (0, {}, None)
+    assert (snapshot.version, snapshot.keys, snapshot.find_secret("k1")) == (9, {}, None)

@@ -1,0 +1,382 @@
+"""The composition root of a data process: builds every part once, joins them, drains them.
+
+Run by the supervisor as ``python -m gateway.dataplane LEASH_FD``. Imports no SQL, no web framework,
+no metrics library: an import contract proves it. Not here: what any part does.
+"""
+
+import asyncio
+import base64
+import gc
+import hashlib
+import hmac
+import ipaddress
+import logging
+import os
+import random
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from gateway import __version__
+from gateway.call import Call
+from gateway.contract.errors import Draining, KeyRevoked
+from gateway.engines import Engines, process_environ
+from gateway.errors import answer
+from gateway.forward import Forwarder
+from gateway.inference import Inference
+from gateway.leash import Event, Launch, Leash
+from gateway.link.client import LinkClient
+from gateway.link.messages import Counters as CountersMessage
+from gateway.link.messages import Hello, Moves, Signals, Version
+from gateway.link.snapshot_file import read as read_snapshot_file
+from gateway.metering.board import Board
+from gateway.metering.desk import Desk
+from gateway.metering.incarnation import Incarnation
+from gateway.metering.journal import Journal
+from gateway.routes import Routes
+from gateway.snapshot import Snapshot
+from gateway.telemetry.access import AccessLog, configure_logging
+from gateway.telemetry.counters import Counters
+from gateway.telemetry.tracing import Tracer
+from gateway.wire.deadlines import Wheel
+from gateway.wire.server import Server
+from quotas.ports import QuotaStore
+from quotas.store.memory import MemoryStore
+from quotas.store.redis import RedisStore
+
+TICK_S = 0.5
+#: How long a fresh process waits for control before it starts from the snapshot file.
+FIRST_SNAPSHOT_S = 2.0
+#: Moves applied in one turn of the loop: a turn stays under 5 ms.
+MOVES_PER_TURN = 200
+SETTLE_GRACE_S = 5.0
+log = logging.getLogger("gateway.dataplane")
+
+
+class DataPlane:
+    """One data process, from launch to drain."""
+
+    def __init__(self, launch: Launch, leash: Leash) -> None:
+        settings = launch.settings
+        loop = asyncio.get_running_loop()
+        self._launch = launch
+        self._leash = leash
+        self._settings = settings
+        self._monotonic = loop.time
+        self._draining = False
+        self._parted = asyncio.Event()
+        self._drain_asked = asyncio.Event()
+        self._loaded = asyncio.Event()
+        self._moves: list[Moves] = []
+        self._moves_waiting = asyncio.Event()
+        self._staged: Snapshot | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.snapshot = Snapshot()
+        self.snapshot_heard_s = loop.time()
+        self.counters = Counters()
+        self.incarnation = Incarnation.create(
+            Path(settings.data_dir), launch.slot, board_slots=settings.board_slots
+        )
+        self.store = _store_of(launch, self.incarnation.name)
+        self.desk = Desk(self.incarnation.board, self.incarnation.journal, self.store)
+        self.wheel = Wheel(settings.wire.tick_s, loop)
+        self.engines = Engines(process_environ(), settings.wire.upstream_idle_s)
+        self.access = AccessLog(2, loop.call_soon) if settings.access_log else None
+        self.tracer = (
+            Tracer(settings.otlp_endpoint, __version__) if settings.otlp_endpoint else None
+        )
+        self.inference = self._inference()
+        self.server = Server(
+            settings.wire,
+            self._routes().handle,
+            _refuse,
+            self.wheel,
+            trusted_networks(settings.trusted_proxies),
+        )
+        self.link = LinkClient(
+            launch.link_path, self._hello, {"moves": self._on_moves, "signals": self._on_signals}
+        )
+
+    # -- building ----------------------------------------------------------------------------
+
+    def _inference(self) -> Inference:
+        pepper = self._launch.pepper.encode()
+        forwarder = Forwarder(
+            engines=self.engines,
+            counters=self.counters,
+            wheel=self.wheel,
+            silence_s=self._settings.wire.silence_s,
+            salt=cache_salts(pepper),
+            monotonic=self._monotonic,
+            unix_ms=unix_ms,
+        )
+        return Inference(
+            snapshot=self.snapshot,
+            engines=self.engines,
+            forwarder=forwarder,
+            store=self.store,
+            desk=self.desk,
+            counters=self.counters,
+            pepper=pepper,
+            monotonic=self._monotonic,
+            unix_ms=unix_ms,
+            chance=random.random,
+        )
+
+    def _routes(self) -> Routes:
+        return Routes(
+            inference=self.inference,
+            snapshot=self.snapshot,
+            counters=self.counters,
+            access=self.access,
+            tracer=self.tracer,
+            trace_sample=self._settings.trace_sample,
+            readiness=self.readiness,
+            unix_ms=unix_ms,
+            monotonic=self._monotonic,
+            chance=random.random,
+        )
+
+    # -- life --------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until the supervisor says drain or is gone."""
+        self._spawn(self._leash.watch(self._drain_asked.set, self._parted.set), "leash")
+        self._spawn(self.link.run(), "link")
+        self._spawn(self._apply_moves(), "moves")
+        if isinstance(self.store, RedisStore):
+            await self.store.start()
+        await self._first_snapshot()
+        self.wheel.start()
+        await self.server.serve(socket.socket(fileno=self._launch.listen_fd))
+        self._spawn(self._tick(), "tick")
+        gc.collect()
+        gc.freeze()
+        self._leash.tell(Event(event="ready", detail=str(self.snapshot.version)))
+        parted = asyncio.ensure_future(self._parted.wait())
+        asked = asyncio.ensure_future(self._drain_asked.wait())
+        await asyncio.wait((parted, asked), return_when=asyncio.FIRST_COMPLETED)
+        drain_s = 0.0 if self._parted.is_set() else self._settings.drain_s
+        parted.cancel()
+        asked.cancel()
+        await self._drain(drain_s)
+
+    async def _first_snapshot(self) -> None:
+        try:
+            await asyncio.wait_for(self._loaded.wait(), FIRST_SNAPSHOT_S)
+        except TimeoutError:
+            kept = read_snapshot_file(Path(self._settings.data_dir) / "snapshot")
+            if kept is not None and not self._loaded.is_set():
+                version, moves = kept
+                self.snapshot.apply(version, moves)
+                self.engines.sync(self.snapshot)
+                log.warning("control is away: serving from the snapshot file, version %d", version)
+
+    async def _drain(self, drain_s: float) -> None:
+        """Stop accepting, let streams finish, end the rest with an error event, settle all."""
+        self._draining = True
+        self.server.stop_accepting()
+        await self.server.drain(drain_s)
+        for call in list(self.inference.running.values()):
+            call.stop("shutdown", Draining())
+        await self.server.drain(1.0)
+        self.server.close()
+        self.desk.retry()
+        settled = await self.store.flush(SETTLE_GRACE_S if drain_s else 0.2)
+        if not settled:
+            log.warning("stopped with settlements unacknowledged; recovery will settle them")
+        self._tell_counters()
+        await asyncio.sleep(0)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.wheel.stop()
+        self.engines.close()
+        await self.store.close()
+        self.incarnation.close()
+        if self.access is not None:
+            self.access.flush()
+        if self.tracer is not None:
+            self.tracer.close()
+
+    # -- the link ----------------------------------------------------------------------------
+
+    def _hello(self) -> Hello:
+        return Hello(self._launch.slot, os.getpid(), self.snapshot.version)
+
+    def _on_moves(self, body: bytes) -> None:
+        self._moves.append(msgspec.msgpack.decode(body, type=Moves))
+        self._moves_waiting.set()
+
+    def _on_signals(self, body: bytes) -> None:
+        for each in msgspec.msgpack.decode(body, type=Signals).endpoints:
+            self.engines.signals[each.endpoint_id] = each
+
+    async def _apply_moves(self) -> None:
+        """Snapshot changes in slices; a full load is built apart and swapped in whole."""
+        while True:
+            await self._moves_waiting.wait()
+            self._moves_waiting.clear()
+            while self._moves:
+                batch = self._moves.pop(0)
+                await self._apply(batch)
+                if batch.last:
+                    self._applied(batch.version)
+
+    async def _apply(self, batch: Moves) -> None:
+        """A full load is built beside the snapshot in use, so that no request sees half of it."""
+        if batch.full and self._staged is None:
+            self._staged = Snapshot()
+        target = self._staged if batch.full and self._staged is not None else self.snapshot
+        for start in range(0, len(batch.moves), MOVES_PER_TURN):
+            target.apply(target.version, batch.moves[start : start + MOVES_PER_TURN])
+            await asyncio.sleep(0)
+        if batch.full and batch.last:
+            self.snapshot.adopt(target)
+            self._staged = None
+
+    def _applied(self, version: int) -> None:
+        self.snapshot.version = version
+        self.snapshot_heard_s = self._monotonic()
+        self.engines.sync(self.snapshot)
+        self._cut_revoked()
+        self._loaded.set()
+        self._leash.tell(Event(event="version", detail=str(version)))
+        self.link.send("version", msgspec.msgpack.encode(Version(version)))
+
+    def _cut_revoked(self) -> None:
+        """Streams of a key that is no more end here, within a second of its revocation."""
+        now_s = time.time()
+        for call in list(self.inference.running.values()):
+            if not self._still_valid(call, now_s):
+                call.stop("key_revoked", KeyRevoked())
+
+    def _still_valid(self, call: Call, now_s: float) -> bool:
+        if call.exchange is None:
+            return True
+        principal = self.snapshot.principal(call.exchange.principal.key.id)
+        if principal is None:
+            return False
+        secrets = principal.key.secrets
+        return any(each.expires_s is None or each.expires_s > now_s for each in secrets)
+
+    # -- twice a second ----------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.desk.retry()
+            if self.link.connected and self.link.heard_s is not None:
+                self.snapshot_heard_s = self.link.heard_s
+            self.link.send("version", msgspec.msgpack.encode(Version(self.snapshot.version)))
+            self._tell_counters()
+            self._cut_revoked()
+            if self.access is not None:
+                self.access.flush()
+
+    def _tell_counters(self) -> None:
+        counters = self.counters
+        counters.set("tf_reservations_open", self.desk.open)
+        counters.set("tf_connections_open", self.server.connections)
+        counters.set("tf_snapshot_version", self.snapshot.version)
+        counters.set("tf_journal_bytes", self.incarnation.journal.bytes_used)
+        counters.set("tf_settle_lag_seconds", self.store.settle_lag_s())
+        message = CountersMessage(
+            self._launch.slot,
+            os.getpid(),
+            counters.counters,
+            counters.gauges,
+            counters.observed(),
+        )
+        self.link.send("counters", msgspec.msgpack.encode(message))
+
+    def readiness(self) -> dict[str, object]:
+        """Whether new requests are served, why not, and how old the snapshot is."""
+        age_s = self._monotonic() - self.snapshot_heard_s
+        reason = ""
+        if self._draining:
+            reason = "draining"
+        elif not self.snapshot.version:
+            reason = "no snapshot yet"
+        elif age_s > self._settings.max_stale_s:
+            reason = f"the snapshot is {age_s:.0f} s old"
+        return {
+            "ready": not reason,
+            "reason": reason,
+            "snapshot_version": self.snapshot.version,
+            "snapshot_age_s": round(age_s, 3),
+            "control": "connected" if self.link.connected else "away",
+            "store": self.store.name,
+        }
+
+    def _spawn(self, coroutine: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("background task %s died", task.get_name(), exc_info=task.exception())
+            self._parted.set()  # a data process without its background is restarted
+
+
+def _store_of(launch: Launch, owner: str) -> QuotaStore:
+    if launch.store_url is None:
+        return MemoryStore()
+    return RedisStore(launch.store_url, name=launch.store_name, owner=owner)
+
+
+def _refuse(error: Exception) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """What the wire answers to a request that never became one."""
+    said = answer(error, "")
+    return said.status, [(b"content-type", b"application/json"), *said.headers], said.body
+
+
+def cache_salts(pepper: bytes) -> Callable[[int], str]:
+    """A salt per tenant for the engines' prefix caches: nobody can probe another's prompts.
+
+    base64url of an HMAC, 43 characters: some engines die of odd ones (CVE-2026-105756).
+    """
+    known: dict[int, str] = {}
+
+    def salt(tenant_id: int) -> str:
+        made = known.get(tenant_id)
+        if made is None:
+            mac = hmac.new(pepper, b"cache-salt:%d" % tenant_id, hashlib.sha256).digest()
+            made = known[tenant_id] = base64.urlsafe_b64encode(mac)[:43].decode()
+        return made
+
+    return salt
+
+
+def trusted_networks(
+    text: str,
+) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    """``TF_TRUSTED_PROXIES`` as networks; raises ``ValueError`` naming the bad one."""
+    return tuple(ipaddress.ip_network(each.strip()) for each in text.split(",") if each.strip())
+
+
+def unix_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+async def _main(leash_fd: int) -> None:
+    leash = Leash(leash_fd)
+    launch = await leash.open()
+    configure_logging(launch.settings.log_level)
+    await DataPlane(launch, leash).run()
+
+
+def main() -> None:
+    """The process's entry; exits 0 after a drain."""
+    uvloop.run(_main(int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

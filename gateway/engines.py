@@ -1,0 +1,119 @@
+"""The endpoints this process forwards to: sockets, load, and what is known of each.
+
+One ``Engine`` per endpoint of the snapshot, made when first needed and closed when the endpoint
+goes. It joins the picture (``routing.topology``), the signals from control, this process's own
+load, and the connection pool. Not here: which endpoint serves (``routing.decide``).
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from gateway.snapshot import ModelDoc, Snapshot
+from gateway.wire.dial import parse_endpoint
+from gateway.wire.pool import Pool as ConnectionPool
+from routing.signals import EndpointLoad, EndpointSignals
+from routing.topology import Endpoint, UsageMode
+
+#: What an endpoint of a dialect is believed to report in streams until a probe or a 400 tells.
+FIRST_USAGE: dict[str, UsageMode] = {"vllm": "continuous", "nim": "continuous", "openai": "final"}
+NEXT_USAGE: dict[UsageMode, UsageMode] = {"continuous": "final", "final": "none", "none": "none"}
+
+
+class Engine:
+    """One endpoint as this process sees it."""
+
+    __slots__ = ("endpoint", "learned_usage", "pool")
+
+    def __init__(self, endpoint: Endpoint, environ: Mapping[str, str], idle_s: float) -> None:
+        self.endpoint = endpoint
+        self.learned_usage: UsageMode | None = None  # a 400 taught it
+        self.pool = ConnectionPool(
+            parse_endpoint(endpoint.url),
+            idle_s=idle_s,
+            ca_file=endpoint.ca_file,
+            credential=credential_of(endpoint, environ),
+        )
+
+    def usage_mode(self, signals: EndpointSignals | None) -> UsageMode:
+        """How to ask for counts: what a 400 taught, what is configured, what was probed."""
+        if self.learned_usage is not None:
+            return self.learned_usage
+        if self.endpoint.usage != "auto":
+            return self.endpoint.usage
+        if signals is not None and signals.usage is not None:
+            return signals.usage
+        return FIRST_USAGE[self.endpoint.dialect]
+
+    def refuse_usage(self, mode: UsageMode) -> None:
+        """The engine answered 400 to this way of asking: never again in this process."""
+        self.learned_usage = NEXT_USAGE[mode]
+
+
+class Engines:
+    """By endpoint id. ``sync`` after the snapshot changed."""
+
+    def __init__(self, environ: Mapping[str, str], idle_s: float) -> None:
+        self._environ = environ
+        self._idle_s = idle_s
+        self._engines: dict[int, Engine] = {}
+        self.loads: dict[int, EndpointLoad] = {}
+        self.signals: dict[int, EndpointSignals] = {}
+
+    def get(self, endpoint: Endpoint) -> Engine:
+        known = self._engines.get(endpoint.id)
+        if known is None or known.endpoint is not endpoint:
+            known = self._replace(known, endpoint)
+        return known
+
+    def context_of(self, model: ModelDoc) -> int | None:
+        """The window the engines told for a model, where the catalog names none."""
+        told = (each.max_model_len.get(model.upstream) for each in self.signals.values())
+        return min((tokens for tokens in told if tokens), default=None)
+
+    def sync(self, snapshot: Snapshot) -> None:
+        """Forget endpoints that are gone; requests on them finish on their own sockets."""
+        live = {each.id for pool in snapshot.pools.values() for each in pool.endpoints}
+        for gone in self.loads.keys() - live:
+            del self.loads[gone]
+            self.signals.pop(gone, None)
+            engine = self._engines.pop(gone, None)
+            if engine is not None:
+                engine.pool.close()
+        for endpoint_id in live - self.loads.keys():
+            self.loads[endpoint_id] = EndpointLoad()
+
+    def close(self) -> None:
+        for engine in self._engines.values():
+            engine.pool.close()
+        self._engines.clear()
+
+    def _replace(self, known: Engine | None, endpoint: Endpoint) -> Engine:
+        made = Engine(endpoint, self._environ, self._idle_s)
+        if known is not None:
+            if known.endpoint.url == endpoint.url:
+                made.learned_usage = known.learned_usage
+            known.pool.close()
+        self._engines[endpoint.id] = made
+        return made
+
+
+def credential_of(endpoint: Endpoint, environ: Mapping[str, str]) -> bytes | None:
+    """The endpoint's own key, from where it says; None where it needs none or there is none.
+
+    Read in the process that uses it: the value is in no database, no document and no log.
+    """
+    if endpoint.api_key_env:
+        value = environ.get(endpoint.api_key_env, "")
+        return value.encode() or None
+    if endpoint.api_key_file:
+        try:
+            return Path(endpoint.api_key_file).read_bytes().strip() or None
+        except OSError:
+            return None  # the engine's 401 then says so, counted as misconfigured
+    return None
+
+
+def process_environ() -> Mapping[str, str]:
+    """This process's environment, where endpoints' credentials may be."""
+    return os.environ

@@ -1,0 +1,273 @@
+"""The state machine of one request: what may follow what, and "one record, one settle".
+
+A table in h11's manner: states down, events across; code only walks it. Whatever ends a request
+comes through ``end``, the first ending wins, and only then are record and settlement made. Pure:
+times are arguments. Not here: sockets (``wire.relay``), the order of steps (``inference``).
+
+    admitted --dispatch--> dispatched --commit--> committed --end--> ended
+       |  ^                    |                                       ^
+       |  +----fail_attempt----+                                       |
+       +--------------------------------end---------------------------+
+"""
+
+from enum import Enum
+
+import msgspec
+
+from gateway.contract.usage import UsageFold
+from gateway.snapshot import ModelDoc, Principal
+from quotas.limits import Charge, charges_for
+from quotas.ports import Settlement
+from quotas.pricing import billed_meters
+from quotas.record import AttemptEntry, Outcome, UsageRecord
+from quotas.settlement import Ending, Settled, settle
+from routing.topology import Endpoint
+
+
+class State(Enum):
+    ADMITTED = "admitted"
+    DISPATCHED = "dispatched"
+    COMMITTED = "committed"
+    ENDED = "ended"
+
+
+class Event(Enum):
+    DISPATCH = "dispatch"
+    FAIL_ATTEMPT = "fail_attempt"
+    COMMIT = "commit"
+    END = "end"
+
+
+TABLE: dict[State, dict[Event, State]] = {
+    State.ADMITTED: {Event.DISPATCH: State.DISPATCHED, Event.END: State.ENDED},
+    State.DISPATCHED: {
+        Event.FAIL_ATTEMPT: State.ADMITTED,
+        Event.COMMIT: State.COMMITTED,
+        Event.END: State.ENDED,
+    },
+    State.COMMITTED: {Event.END: State.ENDED},
+    State.ENDED: {},
+}
+
+
+class IllegalMove(Exception):
+    """An event that the state does not allow: our own bug, never an input's."""
+
+
+class Closing(msgspec.Struct, frozen=True):
+    """What an ended exchange leaves: the record when an engine was reached, and the settlement.
+
+    ``record`` None: the engine never saw the request, and the reservation goes back in full.
+    """
+
+    record: UsageRecord | None
+    settlement: Settlement
+
+
+class Exchange:
+    """Mutable by its four events. Times: ``*_s`` monotonic seconds, ``*_ms`` Unix milliseconds."""
+
+    __slots__ = (
+        "_open_attempt",
+        "arrived_s",
+        "attempts",
+        "charges",
+        "delivered",
+        "engine_answered",
+        "epoch",
+        "first_event_s",
+        "fold",
+        "frames",
+        "model",
+        "n",
+        "operation",
+        "outcome",
+        "principal",
+        "prompt_estimate",
+        "prompts",
+        "reached_engine",
+        "request_id",
+        "started_ms",
+        "state",
+        "status",
+    )
+
+    def __init__(
+        self,
+        *,
+        request_id: str,
+        principal: Principal,
+        model: ModelDoc,
+        operation: str,
+        prompts: int,
+        n: int,
+        prompt_estimate: int,
+        charges: tuple[Charge, ...],
+        epoch: str,
+        arrived_s: float,
+        started_ms: int,
+    ) -> None:
+        self.request_id = request_id
+        self.principal = principal
+        self.model = model
+        self.operation = operation
+        self.prompts = prompts
+        self.n = n
+        self.prompt_estimate = prompt_estimate
+        self.charges = charges
+        self.epoch = epoch
+        self.arrived_s = arrived_s
+        self.started_ms = started_ms
+        self.state = State.ADMITTED
+        self.attempts: list[AttemptEntry] = []
+        self.fold = UsageFold(prompts, n)
+        self.outcome: Outcome | None = None
+        self.status = 0  # what the client got
+        self.first_event_s = -1.0
+        self.delivered = False  # a token went to the client's socket
+        self.frames = 0  # data frames delivered: the estimate of a completion nobody counted
+        self.reached_engine = False
+        self.engine_answered = False  # the last attempt ended in a status line of the engine's
+        self._open_attempt: tuple[Endpoint, int] | None = None
+
+    def dispatch(self, endpoint: Endpoint, now_ms: int) -> int:
+        """An attempt's first byte is about to go upstream; the attempt's number, from 0."""
+        self._move(Event.DISPATCH)
+        self.reached_engine = True
+        self.engine_answered = False
+        self.fold = UsageFold(self.prompts, self.n)
+        self._open_attempt = (endpoint, now_ms)
+        return len(self.attempts)
+
+    def fail_attempt(self, status: int, now_ms: int) -> None:
+        """The attempt ended before commit; another may follow. ``status`` 0: no answer came."""
+        self._move(Event.FAIL_ATTEMPT)
+        self.engine_answered = status > 0
+        self._close_attempt(status, now_ms)
+
+    def commit(self, now_s: float) -> None:
+        """The engine's first event (or unary head) has come: no other endpoint from here on."""
+        self._move(Event.COMMIT)
+        self.first_event_s = now_s
+
+    def end(self, outcome: Outcome, status: int, now_ms: int) -> bool:
+        """Whatever ends it. False when it had ended already: the first ending stands."""
+        if self.state is State.ENDED:
+            return False
+        if self._open_attempt is not None:
+            self._close_attempt(status if self.state is State.COMMITTED else 0, now_ms)
+        self._move(Event.END)
+        self.outcome = outcome
+        self.status = status
+        return True
+
+    def closing(self, now_s: float, tokenized: int | None = None) -> Closing:
+        """Record and settlement of an ended exchange; call once.
+
+        ``tokenized``: the prompt as /tokenize counted it, where the engine's count is missing.
+        """
+        assert self.outcome is not None
+        settled = settle(
+            self._ending(),
+            tokenized=tokenized,
+            estimate=self.prompt_estimate,
+            completion_estimate=self.frames,
+        )
+        usage = settled.usage
+        settlement = Settlement(
+            self.principal.tag,
+            self.request_id,
+            self.epoch,
+            self._charged(settled),
+            billed_meters(usage, self._meters()),
+        )
+        if not self.reached_engine:
+            return Closing(None, settlement)
+        record = UsageRecord(
+            request_id=self.request_id,
+            tenant_id=self.principal.tenant.id,
+            project_id=self.principal.project.id,
+            key_id=self.principal.key.id,
+            model_id=self.model.id,
+            price_id=self.model.price.id if self.model.price else 0,
+            operation=self.operation,
+            choices=self.n,
+            attempts=tuple(self.attempts),
+            usage=usage.meters(),
+            billed=settlement.billed,
+            source=settled.source,
+            outcome=settled.outcome,
+            status=self.status,
+            started_ms=self.started_ms,
+            ttft_ms=self._since_arrival_ms(self.first_event_s),
+            total_ms=self._since_arrival_ms(now_s),
+            settlement=settlement,
+        )
+        return Closing(record, settlement)
+
+    def _ending(self) -> Ending:
+        assert self.outcome is not None
+        fold = self.fold
+        return Ending(
+            cause=self.outcome,
+            prompt=fold.prompt,
+            completion=fold.completion,
+            cached=fold.cached or 0,
+            reasoning=fold.reasoning or 0,
+            final=fold.final,
+            delivered=self.delivered,
+            void_finish=fold.void_finish,
+        )
+
+    def _meters(self) -> tuple[str, ...]:
+        return tuple(self.model.price.nano) if self.model.price else ()
+
+    def _charged(self, settled: Settled) -> tuple[Charge, ...]:
+        """True amounts per limit; nothing is refunded that was not proven unused.
+
+        Proof is the engine's own count, or its refusal in place of an answer.
+        """
+        tokens: int | None = None  # as reserved
+        if settled.source in ("engine_final", "engine_partial"):
+            tokens = settled.usage.total
+        elif self.fold.prompt is not None:
+            tokens = self.fold.prompt + (self.fold.completion or 0)
+        elif self.engine_answered or not self.reached_engine:
+            tokens = 0
+        return tuple(
+            Charge(charge.limit, _true_amount(charge, tokens)) for charge in self.charges
+        )
+
+    def _close_attempt(self, status: int, now_ms: int) -> None:
+        assert self._open_attempt is not None
+        endpoint, started_ms = self._open_attempt
+        self._open_attempt = None
+        self.attempts.append(
+            AttemptEntry(
+                endpoint.id,
+                endpoint.url,
+                started_ms,
+                now_ms,
+                status,
+                self.fold.prompt or 0,
+                self.fold.completion or 0,
+                self.n,
+            )
+        )
+
+    def _since_arrival_ms(self, at_s: float) -> int:
+        return -1 if at_s < 0 else max(0, round((at_s - self.arrived_s) * 1000))
+
+    def _move(self, event: Event) -> None:
+        after = TABLE[self.state].get(event)
+        if after is None:
+            raise IllegalMove(f"{event.value} while {self.state.value}")
+        self.state = after
+
+
+def _true_amount(charge: Charge, tokens: int | None) -> int:
+    if charge.limit.algorithm == "concurrency":
+        return 0
+    if charge.limit.dimension == "tokens" and tokens is not None:
+        return tokens
+    return charge.amount

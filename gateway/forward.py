@@ -1,0 +1,196 @@
+"""One forward to one endpoint: connect, send, relay the answer under the model's deadlines.
+
+Everything that happens before the engine's first event may be tried elsewhere; who decides that is
+``gateway.inference``. Not here: bytes and sockets (``gateway.wire``).
+"""
+
+from collections.abc import Callable
+
+from gateway.call import Call
+from gateway.contract.edits import edit
+from gateway.contract.envelope import Operation
+from gateway.contract.errors import Overdue
+from gateway.engines import Engine, Engines
+from gateway.exchange import Exchange
+from gateway.metering.board import Slot
+from gateway.telemetry.counters import Counters
+from gateway.wire.deadlines import Wheel
+from gateway.wire.dial import ConnectFailed
+from gateway.wire.relay import Ended, Failed, Relay, UsageKept
+from gateway.wire.watch import Watch
+from quotas.estimate import Plan
+from routing.topology import Endpoint, UsageMode
+
+ENGINE_PATHS: dict[Operation, bytes] = {
+    "chat": b"/v1/chat/completions",
+    "completions": b"/v1/completions",
+    "embeddings": b"/v1/embeddings",
+}
+Headers = list[tuple[bytes, bytes]]
+
+
+class Forwarder:
+    """One per data process. Clocks are handed in: ``monotonic`` in seconds, ``unix_ms``."""
+
+    def __init__(
+        self,
+        *,
+        engines: Engines,
+        counters: Counters,
+        wheel: Wheel,
+        silence_s: float,
+        salt: Callable[[int], str],
+        monotonic: Callable[[], float],
+        unix_ms: Callable[[], int],
+    ) -> None:
+        self._engines = engines
+        self._wheel = wheel
+        self._silence_s = silence_s
+        self._salt = salt
+        self._monotonic = monotonic
+        self._unix_ms = unix_ms
+        self._counters = counters
+        self._gaps = counters.histogram("tf_inter_chunk_gap_seconds")
+
+    async def attempt(
+        self, call: Call, slot: Slot, endpoint: Endpoint, plan: Plan, headers: Headers
+    ) -> Failed | Ended:
+        """``Failed``: nothing of an answer went out, and the exchange awaits another attempt.
+        ``Ended``: the answer went out, whole or cut; the exchange is committed."""
+        exchange = call.exchange
+        assert exchange is not None
+        engine = self._engines.get(endpoint)
+        load = self._engines.loads[endpoint.id]
+        load.in_flight += 1
+        try:
+            try:
+                upstream = engine.pool.acquire() or await engine.pool.connect(
+                    exchange.model.timeouts.connect_s
+                )
+            except ConnectFailed as failure:
+                return Failed("connect_timeout" if failure.timeout else "connect")
+            if call.stopped is not None:
+                engine.pool.give_back(upstream)
+                return Failed("connect")
+            mode = engine.usage_mode(self._engines.signals.get(endpoint.id))
+            body = self._body(call, plan, engine, mode)
+            head = self._head(call, engine, len(body))
+            number = exchange.dispatch(endpoint, self._unix_ms())
+            slot.dispatched(number, endpoint.id)
+            relay = call.relay = self._relay(call, slot, number, engine, headers)
+            watch = self._watch(call, relay)
+            relay.on_chunk = self._on_chunk(call, exchange, watch)
+            relay.attach(upstream)
+            upstream.send(head, body, relay)
+            try:
+                outcome = await relay.outcome
+            finally:
+                watch.cancel()
+                call.relay = None
+            if isinstance(outcome, Failed):
+                slot.attempt_failed(number, outcome.status)
+                exchange.fail_attempt(outcome.status, self._unix_ms())
+            return outcome
+        finally:
+            load.in_flight -= 1
+
+    def _head(self, call: Call, engine: Engine, body_bytes: int) -> bytes:
+        envelope = call.envelope
+        assert envelope is not None
+        accept = b"text/event-stream" if envelope.stream else b"application/json"
+        return engine.pool.request_head(
+            b"POST",
+            ENGINE_PATHS[envelope.operation],
+            [
+                (b"content-type", b"application/json"),
+                (b"accept", accept),
+                (b"x-request-id", call.request_id.encode()),
+                (b"traceparent", call.trace.header),
+            ],
+            body_bytes,
+        )
+
+    def _body(self, call: Call, plan: Plan, engine: Engine, mode: UsageMode) -> bytes:
+        """The caller's bytes, less the declared edits."""
+        envelope, exchange = call.envelope, call.exchange
+        assert envelope is not None
+        assert exchange is not None
+        ask = mode if envelope.stream and mode in ("continuous", "final") else None
+        return edit(
+            call.request.body,
+            envelope,
+            upstream_model=exchange.model.upstream,
+            ask_usage=ask,
+            inject_cap=plan.inject_cap,
+            cache_salt=self._salt(exchange.principal.tenant.id) if engine.endpoint.dialect == "vllm" else None,
+        )
+
+    def _relay(
+        self, call: Call, slot: Slot, number: int, engine: Engine, headers: Headers
+    ) -> Relay:
+        envelope, exchange = call.envelope, call.exchange
+        assert envelope is not None
+        assert exchange is not None
+        fold = exchange.fold
+        model = exchange.model
+        kept: UsageKept = "none"
+        if envelope.include_usage:
+            kept = "all" if envelope.continuous_usage else "final"
+
+        def on_commit() -> None:
+            exchange.commit(self._monotonic())
+
+        def on_counts() -> None:
+            if fold.prompt is not None:
+                slot.progress(number, fold.prompt, fold.completion or 0)
+
+        return Relay(
+            reply=call.reply,
+            fold=fold,
+            stream=envelope.stream,
+            usage_kept=kept,
+            names=(model.upstream, model.name) if model.upstream != model.name else None,
+            headers=headers,
+            on_commit=on_commit,
+            on_counts=on_counts,
+            release=engine.pool.give_back,
+        )
+
+    def _watch(self, call: Call, relay: Relay) -> Watch:
+        envelope, exchange = call.envelope, call.exchange
+        assert envelope is not None
+        assert exchange is not None
+        timeouts = exchange.model.timeouts
+
+        def on_late(committed: bool) -> None:  # noqa: FBT001 -- a callback of one fact
+            if committed or not envelope.stream:
+                call.stop("timeout", Overdue())
+            else:
+                relay.fail("first_event_timeout")
+
+        return Watch(
+            self._wheel,
+            first_event_s=timeouts.first_event_s if envelope.stream else timeouts.unary_s,
+            gap_s=timeouts.gap_s,
+            total_s=timeouts.stream_s if envelope.stream else timeouts.unary_s,
+            silence_s=self._silence_s if envelope.stream else None,
+            on_late=on_late,
+            on_silence=relay.ping,
+        )
+
+    def _on_chunk(self, call: Call, exchange: Exchange, watch: Watch) -> Callable[[], None]:
+        """Runs after bytes of the answer were handed to the client's socket."""
+        last_s = 0.0
+        fold = exchange.fold
+
+        def on_chunk() -> None:
+            nonlocal last_s
+            now_s = self._monotonic()
+            if last_s:
+                self._gaps.observe(now_s - last_s)
+            last_s = now_s
+            if fold.completion:
+                exchange.delivered = True
+            watch.chunk()
+
+        return on_chunk

@@ -1,0 +1,413 @@
+"""The life of a request, top to bottom: who asks, what for, may it, where, and what it cost.
+
+    authenticate -> parse -> resolve the model -> plan -> claim a slot -> reserve
+        -> attempt(s) -> commit -> relay -> counts in slot -> journal -> settle -> free the slot
+
+Branches live here; bytes live in ``wire``, the law of states in ``exchange``, one attempt in
+``forward``. Nothing is cancelled: a client that leaves stops the call, and every ending takes the
+same path through ``_close``.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from gateway import identity
+from gateway.call import Call, Stop, id_headers
+from gateway.contract.envelope import OPERATIONS, Envelope, Operation, parse, scan
+from gateway.contract.errors import (
+    InvalidKey,
+    LimitExceeded,
+    ModelNotFound,
+    NoCapacity,
+    Overdue,
+    RequestTooLarge,
+    StoreAway,
+    UpstreamError,
+)
+from gateway.contract.ratelimits import rate_headers
+from gateway.engines import Engines
+from gateway.errors import normalise_engine_error
+from gateway.exchange import Exchange
+from gateway.forward import Forwarder
+from gateway.metering.board import Slot
+from gateway.metering.desk import Desk
+from gateway.snapshot import ModelDoc, Principal, Snapshot
+from gateway.telemetry.counters import Counters, labels_of
+from gateway.wire.relay import Ended, Failed
+from gateway.wire.server import Request
+from quotas.errors import StoreUnavailable
+from quotas.estimate import Plan, PromptEstimator, plan
+from quotas.limits import Charge, Verdict, charges_for
+from quotas.ports import QuotaStore
+from quotas.record import Outcome, UsageRecord
+from routing.attempts import RetryBudget, may_retry
+from routing.breaker import on_busy, on_failure, on_success
+from routing.decide import decide
+from routing.errors import NoEndpoint
+from routing.request import RoutingRequest
+from routing.topology import Endpoint, Pool
+
+#: A body above this is scanned in slices, with a turn of the loop between them.
+SLICED_BYTES = 65_536
+#: An unsettled reservation outlives the longest stream by a day: time to find it after a crash.
+RESERVATION_GRACE_S = 86_400
+#: Attempts that are nobody's failure: a kept socket that had died, a 400 that taught how to ask.
+FREE_RETRIES_MAX = 2
+OUTCOME_OF: dict[str, Outcome] = {
+    "first_event_timeout": "timeout",
+    "connect_timeout": "timeout",
+    "engine_4xx": "refused_by_engine",
+}
+
+
+class Inference:
+    """One per data process. Clocks and chance are handed in."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: Snapshot,
+        engines: Engines,
+        forwarder: Forwarder,
+        store: QuotaStore,
+        desk: Desk,
+        counters: Counters,
+        pepper: bytes,
+        monotonic: Callable[[], float],
+        unix_ms: Callable[[], int],
+        chance: Callable[[], float],
+    ) -> None:
+        self._snapshot = snapshot
+        self._engines = engines
+        self._forwarder = forwarder
+        self._store = store
+        self._desk = desk
+        self._counters = counters
+        self._pepper = pepper
+        self._monotonic = monotonic
+        self._unix_ms = unix_ms
+        self._chance = chance
+        self._estimators: dict[int, PromptEstimator] = {}
+        self._budgets: dict[int, RetryBudget] = {}
+        self.running: dict[str, Call] = {}
+
+    # -- the life ----------------------------------------------------------------------------
+
+    async def serve(self, call: Call, operation: Operation) -> None:
+        """Answer one request. Raises the error that the client is to get, if nothing went out."""
+        principal = self.authenticate(call.request)
+        envelope = call.envelope = await _read(call.request.body, operation)
+        model = self._resolve(principal, envelope.model)
+        intent = self._plan(principal, model, envelope)
+        slot = self._desk.claim()
+        verdict, charges = await self._reserve(call, slot, principal, model, intent)
+        call.exchange = Exchange(
+            request_id=call.request_id,
+            principal=principal,
+            model=model,
+            operation=operation,
+            prompts=envelope.prompts,
+            n=envelope.n,
+            prompt_estimate=intent.prompt_estimate,
+            charges=charges,
+            epoch=verdict.epoch,
+            arrived_s=call.request.arrived_s,
+            started_ms=self._unix_ms(),
+        )
+        call.reply.on_gone = lambda: call.stop("client_abort")
+        self.running[call.request_id] = call
+        failure: Exception | None = None
+        try:
+            headers = [*id_headers(call.request_id), *rate_headers(charges, verdict.levels)]
+            if envelope.dropped:
+                headers.append((b"x-tf-dropped", ", ".join(envelope.dropped).encode()))
+            failure = await self._attempts(call, call.exchange, slot, intent, headers)
+        finally:
+            del self.running[call.request_id]
+            self._close(call, call.exchange, slot)
+        if failure is not None:
+            raise failure
+
+    def authenticate(self, request: Request) -> Principal:
+        """The caller. The same error and the same work for unknown, wrong, revoked and expired."""
+        token = _token(request)
+        kid = identity.parse(token)
+        found = self._snapshot.find_secret(kid) if kid is not None else None
+        digest = identity.digest(self._pepper, token)
+        right = identity.matches(digest, found[1].digest if found else bytes(len(digest)))
+        if not right or found is None:
+            raise InvalidKey
+        expires_s = found[1].expires_s
+        principal = self._snapshot.principal(found[0].id)
+        if principal is None or (expires_s is not None and expires_s * 1000 <= self._unix_ms()):
+            raise InvalidKey
+        return principal
+
+    def may_use(self, principal: Principal, model: ModelDoc) -> bool:
+        return principal.key.models is None or model.name in principal.key.models
+
+    def _resolve(self, principal: Principal, name: str) -> ModelDoc:
+        """A model the key may not use answers as one that does not exist."""
+        model = self._snapshot.model_by_name.get(name)
+        if model is None or not self.may_use(principal, model):
+            raise ModelNotFound(name)
+        return model
+
+    def _plan(self, principal: Principal, model: ModelDoc, envelope: Envelope) -> Plan:
+        """What the request reserves; refused here only when it could never fit."""
+        limits = [each for each in principal.limits if each.dimension == "tokens"]
+        tightest = min(limits, key=lambda limit: limit.capacity, default=None)
+        intent = plan(
+            prompt_estimate=self._estimator(model.id).estimate(envelope.text_bytes),
+            sequences=envelope.prompts * envelope.n,
+            explicit_cap=envelope.cap,
+            default_cap=envelope.default_cap,
+            model_cap=model.max_output_tokens,
+            context_tokens=model.context_tokens or self._engines.context_of(model),
+            tightest_tokens=tightest.capacity if tightest else None,
+        )
+        if tightest is not None and intent.reserve > tightest.capacity:
+            raise RequestTooLarge(
+                tightest.scope_name, tightest.dimension, tightest.capacity, intent.reserve
+            )
+        return intent
+
+    async def _reserve(
+        self, call: Call, slot: Slot, principal: Principal, model: ModelDoc, intent: Plan
+    ) -> tuple[Verdict, tuple[Charge, ...]]:
+        """One atomic step over every limit of tenant, project and key; refused = nothing held."""
+        envelope = call.envelope
+        assert envelope is not None
+        slot.reserving(
+            bytes.fromhex(call.request_id),
+            principal.tenant.id,
+            principal.project.id,
+            principal.key.id,
+            model.id,
+            model.price.id if model.price else 0,
+            OPERATIONS.index(envelope.operation),
+            envelope.n,
+            envelope.prompts,
+            intent.prompt_estimate,
+            intent.cap,
+            self._unix_ms(),
+        )
+        amounts = {"requests": 1, "tokens": intent.reserve, "concurrency": 1}
+        charges = charges_for(principal.limits, amounts)
+        ttl_s = int(model.timeouts.stream_s) + RESERVATION_GRACE_S
+        try:
+            verdict = await self._store.reserve(principal.tag, call.request_id, charges, ttl_s)
+        except StoreUnavailable:
+            self._desk.drop(slot)  # the store itself releases by id what it may have held
+            raise StoreAway from None
+        except BaseException:
+            self._desk.give_up(slot, principal.tag, call.request_id)
+            raise
+        if not verdict.admitted:
+            self._desk.drop(slot)
+            raise self._refusal(verdict, charges)
+        slot.reserved(verdict.epoch)
+        return verdict, charges
+
+    async def _attempts(
+        self,
+        call: Call,
+        exchange: Exchange,
+        slot: Slot,
+        intent: Plan,
+        headers: list[tuple[bytes, bytes]],
+    ) -> Exception | None:
+        """Forward until an engine answers, or nobody can. Gives the error for the client, if any."""
+        pool = self._snapshot.pools.get(exchange.model.pool_id)
+        budget = self._budgets.setdefault(exchange.model.pool_id, RetryBudget())
+        budget.note_request(self._monotonic())
+        tried: tuple[int, ...] = ()
+        free_retries = 0
+        last: Failed | None = None
+        again: Endpoint | None = None
+        while True:
+            if call.stopped is None and call.reply.gone:
+                call.stop("client_abort")
+            if call.stopped is not None:
+                return self._end_stopped(call, exchange, call.stopped)
+            try:
+                endpoint = again or self._choose(pool, exchange, intent, tried)
+            except NoEndpoint as nobody:
+                if last is not None:
+                    return self._give_up(exchange, last)
+                return self._end(exchange, "engine_error", NoCapacity(nobody.retry_after_s))
+            outcome = await self._forwarder.attempt(call, slot, endpoint, intent, headers)
+            if isinstance(outcome, Ended):
+                self._judge(endpoint, outcome)
+                return self._after_commit(call, exchange, outcome)
+            if call.stopped is not None:
+                return self._end_stopped(call, exchange, call.stopped)
+            again = None
+            if free_retries < FREE_RETRIES_MAX and self._teaches(call, endpoint, outcome):
+                free_retries += 1
+                again = endpoint
+                continue
+            self._judge(endpoint, outcome)
+            last = outcome
+            tried = (*tried, endpoint.id)
+            retry = may_retry(outcome.kind, committed=call.reply.started, attempts_made=len(tried))
+            if not retry or not budget.allow(self._monotonic()):
+                return self._give_up(exchange, outcome)
+
+    def _close(self, call: Call, exchange: Exchange, slot: Slot) -> None:
+        """Every ending comes here once: counts in the slot, journal, settle, free."""
+        # A no-op unless our own code failed midway: then the engine's work is still recorded.
+        exchange.end("engine_error", 500, self._unix_ms())
+        closing = exchange.closing(self._monotonic())
+        self._desk.close(slot, exchange, closing)
+        self._learn(call, exchange)
+        if closing.record is not None:
+            self._count(exchange.model, closing.record)
+
+    # -- choosing and judging ------------------------------------------------------------------
+
+    def _choose(
+        self, pool: Pool | None, exchange: Exchange, intent: Plan, tried: tuple[int, ...]
+    ) -> Endpoint:
+        if pool is None:
+            raise NoEndpoint(1.0)
+        request = RoutingRequest(
+            model_upstream=exchange.model.upstream,
+            pool=pool,
+            tokens_estimate=intent.prompt_estimate,
+            tried=tried,
+        )
+        engines = self._engines
+        now_s = self._monotonic()
+        return decide(request, engines.signals, engines.loads, now_s, self._chance).endpoint
+
+    def _judge(self, endpoint: Endpoint, outcome: Failed | Ended) -> None:
+        """What this attempt says of the endpoint's health."""
+        load = self._engines.loads.get(endpoint.id)
+        result = outcome.ending if isinstance(outcome, Ended) else outcome.kind
+        self._counters.add("tf_attempts_total", labels_of(result))
+        if load is None:
+            return
+        now_s = self._monotonic()
+        if isinstance(outcome, Ended):
+            if outcome.ending in ("engine_error", "timeout"):
+                on_failure(load, now_s)
+            else:
+                on_success(load)
+        elif outcome.kind == "engine_busy":
+            on_busy(load, now_s, outcome.retry_after_s)
+        elif outcome.kind == "misconfigured":
+            self._counters.add("tf_upstream_misconfigured_total")
+            on_failure(load, now_s)
+        elif outcome.kind == "engine_4xx":
+            on_success(load)
+        else:
+            on_failure(load, now_s)
+
+    def _teaches(self, call: Call, endpoint: Endpoint, outcome: Failed) -> bool:
+        """Whether the same endpoint may be asked again at no cost to the retry budget."""
+        if outcome.reused:
+            return True
+        envelope = call.envelope
+        if envelope is None or not envelope.stream or outcome.status != 400:  # noqa: PLR2004
+            return False
+        if b"stream_options" not in outcome.body and b"continuous_usage" not in outcome.body:
+            return False
+        engine = self._engines.get(endpoint)
+        mode = engine.usage_mode(self._engines.signals.get(endpoint.id))
+        engine.refuse_usage(mode)
+        return mode != "none"
+
+    # -- endings -------------------------------------------------------------------------------
+
+    def _after_commit(self, call: Call, exchange: Exchange, ended: Ended) -> Exception | None:
+        """The answer went out, whole or cut; only a whole answer that broke still needs an error."""
+        outcome: Outcome = "ok" if ended.ending == "finished" else ended.ending
+        error: Exception | None = None
+        if not call.reply.started and not call.reply.gone:
+            error = call.stopped[1] if call.stopped else UpstreamError()
+        return self._end(exchange, outcome, error, 200 if call.reply.started else 0)
+
+    def _end_stopped(
+        self, call: Call, exchange: Exchange, stopped: tuple[Stop, Exception | None]
+    ) -> Exception | None:
+        ending, error = stopped
+        return self._end(exchange, ending, error, 200 if call.reply.started else 0)
+
+    def _give_up(self, exchange: Exchange, failed: Failed) -> Exception:
+        """The last failure becomes the client's error, in the contract's words."""
+        error: Exception
+        model = exchange.model
+        if failed.status:
+            error = normalise_engine_error(failed.status, failed.body, model.upstream, model.name)
+            if isinstance(error, NoCapacity) and failed.retry_after_s is not None:
+                error = NoCapacity(failed.retry_after_s)
+        elif failed.kind in ("first_event_timeout", "connect_timeout"):
+            error = Overdue()
+        else:
+            error = UpstreamError()
+        self._end(exchange, OUTCOME_OF.get(failed.kind, "engine_error"), None)
+        return error
+
+    def _end(
+        self, exchange: Exchange, outcome: Outcome, error: Exception | None, status: int = 0
+    ) -> Exception | None:
+        exchange.end(outcome, status, self._unix_ms())
+        return error
+
+    def _refusal(self, verdict: Verdict, charges: tuple[Charge, ...]) -> Exception:
+        """The binding limit, named."""
+        charge, level = charges[verdict.binding], verdict.levels[verdict.binding]
+        limit = charge.limit
+        scope = limit.scope_name.split(" ", 1)[0]
+        self._counters.add("tf_refusals_total", labels_of(scope, limit.dimension))
+        if verdict.retry_after_ms < 0:
+            return RequestTooLarge(
+                limit.scope_name, limit.dimension, limit.capacity, charge.amount
+            )
+        return LimitExceeded(
+            scope_name=limit.scope_name,
+            dimension=limit.dimension,
+            limit=limit.per_minute or limit.capacity,
+            remaining=level.remaining,
+            requested=charge.amount,
+            retry_after_ms=verdict.retry_after_ms,
+            headers=tuple(rate_headers(charges, verdict.levels)),
+        )
+
+    # -- what is learned and counted -----------------------------------------------------------
+
+    def _estimator(self, model_id: int) -> PromptEstimator:
+        known = self._estimators.get(model_id)
+        if known is None:
+            known = self._estimators[model_id] = PromptEstimator()
+        return known
+
+    def _learn(self, call: Call, exchange: Exchange) -> None:
+        if call.envelope is not None and exchange.fold.prompt is not None:
+            estimator = self._estimator(exchange.model.id)
+            estimator.learn(call.envelope.text_bytes, exchange.fold.prompt)
+
+    def _count(self, model: ModelDoc, record: UsageRecord) -> None:
+        counters = self._counters
+        counters.add("tf_requests_total", labels_of(record.outcome, model.name))
+        for kind, tokens in record.usage.items():
+            counters.add("tf_tokens_total", labels_of(model.name, kind), tokens)
+        if record.ttft_ms >= 0:
+            counters.histogram("tf_ttft_seconds", model.name).observe(record.ttft_ms / 1000)
+
+
+async def _read(body: bytes, operation: Operation) -> Envelope:
+    """The envelope; a large body is scanned with a turn of the loop every 64 kB."""
+    if len(body) > SLICED_BYTES:
+        for _ in scan(body):
+            await asyncio.sleep(0)
+    return parse(body, operation)
+
+
+def _token(request: Request) -> str:
+    """The credential as sent: ``Authorization: Bearer`` or ``x-api-key``; "" when there is none."""
+    bearer = request.header(b"authorization")
+    if bearer is not None and bearer[:7].lower() == b"bearer ":
+        return bearer[7:].strip().decode("latin-1")
+    return (request.header(b"x-api-key") or b"").strip().decode("latin-1")

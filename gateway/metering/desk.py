@@ -1,0 +1,86 @@
+"""Where a request's books are opened and closed: slot, journal, settlement, in that order.
+
+The order is the promise: final counts in the slot, the record written to the journal, then the
+settle is queued, then the slot is free. A kill between any two of them is what recovery undoes.
+Not here: what a record says (``gateway.exchange``), how bytes are kept (``board``, ``journal``).
+"""
+
+from collections import deque
+from functools import partial
+
+from gateway.contract.errors import NoCapacity
+from gateway.exchange import Closing, Exchange
+from gateway.metering.board import Board, Slot
+from gateway.metering.journal import Journal, JournalFull
+from quotas.ports import QuotaStore
+from quotas.record import encode
+
+#: A full board or journal is this process's own shortage; another try may find room soon.
+RETRY_AFTER_S = 1.0
+
+
+class Desk:
+    """One per data process."""
+
+    def __init__(self, board: Board, journal: Journal, store: QuotaStore) -> None:
+        self._board = board
+        self._journal = journal
+        self._store = store
+        self._waiting: deque[tuple[Slot, Closing]] = deque()
+        self.open = 0
+
+    def claim(self) -> Slot:
+        """A slot for a request about to be reserved. Raises ``NoCapacity``: a request that could
+        not be recorded is not served."""
+        slot = self._board.claim() if self._journal.admitting else None
+        if slot is None:
+            raise NoCapacity(RETRY_AFTER_S)
+        self.open += 1
+        return slot
+
+    def drop(self, slot: Slot) -> None:
+        """Nothing was reserved: the slot is free again."""
+        slot.free()
+        self.open -= 1
+
+    def give_up(self, slot: Slot, tag: str, reservation_id: str) -> None:
+        """Reserved, or maybe reserved, and never dispatched: everything goes back."""
+        self._store.release(tag, reservation_id)
+        self.drop(slot)
+
+    def close(self, slot: Slot, exchange: Exchange, closing: Closing) -> None:
+        """Books of an ended exchange. Never raises for want of room: what cannot be written now
+        stays in its slot and is tried again by ``retry``."""
+        record = closing.record
+        if record is None:
+            self.give_up(slot, closing.settlement.tag, closing.settlement.reservation_id)
+            return
+        usage = record.usage
+        slot.ended(
+            record.outcome,
+            record.source,
+            usage["prompt_tokens"],
+            usage["cached_tokens"],
+            usage["completion_tokens"],
+            usage["reasoning_tokens"],
+            record.status,
+            record.ttft_ms,
+            record.total_ms,
+        )
+        if not self._write(slot, closing):
+            self._waiting.append((slot, closing))
+
+    def retry(self) -> None:
+        """Write what found no room before; called on a timer."""
+        while self._waiting and self._write(*self._waiting[0]):
+            self._waiting.popleft()
+
+    def _write(self, slot: Slot, closing: Closing) -> bool:
+        assert closing.record is not None
+        try:
+            sequence = self._journal.append(encode(closing.record))
+        except JournalFull:
+            return False
+        self._store.settle(closing.settlement, partial(self._journal.mark_settled, sequence))
+        self.drop(slot)
+        return True

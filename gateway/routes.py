@@ -1,0 +1,200 @@
+"""The allow-list of the data port: which method and path means what; everything else is a 404.
+
+Also what every request gets whatever it asks for: an id, a trace, an error in the contract's shape,
+one access line. Not here: what inference does with a request.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable
+
+import msgspec
+
+from gateway.call import Call, id_headers
+from gateway.contract.envelope import Operation
+from gateway.contract.errors import (
+    ContractError,
+    MethodNotAllowed,
+    ModelNotFound,
+    StoreAway,
+    UnknownRoute,
+)
+from gateway.errors import Answer, answer
+from gateway.inference import Inference
+from gateway.snapshot import ModelDoc, Snapshot
+from gateway.telemetry.access import AccessLine, AccessLog
+from gateway.telemetry.counters import Counters
+from gateway.telemetry.tracing import SpanFacts, Tracer, context_from
+from gateway.wire.server import Reply, Request
+
+OPERATIONS: dict[str, Operation] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
+}
+MODELS = "/v1/models"
+JSON = (b"content-type", b"application/json")
+log = logging.getLogger("gateway.routes")
+
+
+class Routes:
+    """The server's handler. ``readiness`` tells whether this process may serve, and why not."""
+
+    def __init__(
+        self,
+        *,
+        inference: Inference,
+        snapshot: Snapshot,
+        counters: Counters,
+        access: AccessLog | None,
+        tracer: Tracer | None,
+        trace_sample: float,
+        readiness: Callable[[], dict[str, object]],
+        unix_ms: Callable[[], int],
+        monotonic: Callable[[], float],
+        chance: Callable[[], float],
+    ) -> None:
+        self._inference = inference
+        self._snapshot = snapshot
+        self._counters = counters
+        self._access = access
+        self._tracer = tracer
+        self._trace_sample = trace_sample
+        self._readiness = readiness
+        self._unix_ms = unix_ms
+        self._monotonic = monotonic
+        self._chance = chance
+
+    async def handle(self, request: Request, reply: Reply) -> None:
+        """Answer one request; never raises."""
+        sample = self._tracer is not None and self._chance() < self._trace_sample
+        trace = context_from(request.header(b"traceparent"), secrets.token_hex, sample=sample)
+        call = Call(request, reply, secrets.token_hex(16), trace)
+        try:
+            await self._dispatch(call)
+        except ContractError as error:
+            self._refuse(call, answer(error, call.request_id))
+        except Exception as error:  # the data plane's outer wall: our own bug, counted and named
+            log.exception("request %s failed", call.request_id)
+            self._counters.add("tf_internal_errors_total")
+            self._refuse(call, answer(error, call.request_id))
+        self._tell(call)
+
+    async def _dispatch(self, call: Call) -> None:
+        request = call.request
+        operation = OPERATIONS.get(request.path)
+        if operation is not None:
+            if request.method != "POST":
+                raise MethodNotAllowed(request.method, "POST")
+            readiness = self._readiness()
+            if not readiness["ready"]:
+                raise StoreAway(str(readiness["reason"]))
+            await self._inference.serve(call, operation)
+            call.status = call.status or 200
+            return
+        if request.method not in ("GET", "HEAD"):
+            raise UnknownRoute(request.method, request.path)
+        if request.path == "/healthz":
+            self._send(call, 200, {"status": "ok"})
+        elif request.path == "/readyz":
+            readiness = self._readiness()
+            self._send(call, 200 if readiness["ready"] else 503, readiness)
+        elif request.path == MODELS:
+            self._models(call)
+        elif request.path.startswith(MODELS + "/"):
+            self._model(call, request.path[len(MODELS) + 1 :])
+        else:
+            raise UnknownRoute(request.method, request.path)
+
+    def _models(self, call: Call) -> None:
+        """Only what the key may use, in the order of their names."""
+        principal = self._inference.authenticate(call.request)
+        models = sorted(self._snapshot.models.values(), key=lambda model: model.name)
+        data = [_shown(each) for each in models if self._inference.may_use(principal, each)]
+        self._send(call, 200, {"object": "list", "data": data})
+
+    def _model(self, call: Call, name: str) -> None:
+        principal = self._inference.authenticate(call.request)
+        model = self._snapshot.model_by_name.get(name)
+        if model is None or not self._inference.may_use(principal, model):
+            raise ModelNotFound(name)
+        self._send(call, 200, _shown(model))
+
+    def _send(self, call: Call, status: int, body: object) -> None:
+        call.status = status
+        headers = [JSON, *id_headers(call.request_id)]
+        call.reply.send(status, headers, msgspec.json.encode(body))
+
+    def _refuse(self, call: Call, refusal: Answer) -> None:
+        call.status = refusal.status
+        if call.reply.gone:
+            return
+        if call.reply.started:
+            call.reply.abort()
+            return
+        headers = [JSON, *refusal.headers, *id_headers(call.request_id)]
+        call.reply.send(refusal.status, headers, refusal.body)
+
+    def _tell(self, call: Call) -> None:
+        """The access line, the status counter and the span of one answered request."""
+        self._counters.add("tf_responses_total", str(call.status))
+        exchange = call.exchange
+        request = call.request
+        last = exchange.attempts[-1] if exchange is not None and exchange.attempts else None
+        total_s = self._monotonic() - request.arrived_s
+        ttft_ms = -1
+        if exchange is not None and exchange.first_event_s >= 0:
+            ttft_ms = round((exchange.first_event_s - request.arrived_s) * 1000)
+        line = AccessLine(
+            ts=self._unix_ms() / 1000,
+            request_id=call.request_id,
+            method=request.method,
+            path=request.path,
+            status=call.status,
+            peer=request.peer,
+            key=exchange.principal.key.path if exchange else "",
+            model=exchange.model.name if exchange else "",
+            endpoint=last.endpoint if last else "",
+            attempts=len(exchange.attempts) if exchange else 0,
+            outcome=exchange.outcome or "" if exchange else "",
+            prompt_tokens=last.prompt_tokens if last else 0,
+            completion_tokens=last.completion_tokens if last else 0,
+            ttft_ms=ttft_ms,
+            total_ms=round(total_s * 1000),
+            trace_id=call.trace.trace_id if call.trace.parent_id else "",
+        )
+        if self._access is not None:
+            self._access.write(line)
+        if self._tracer is not None and exchange is not None:
+            self._tracer.export(
+                SpanFacts(
+                    context=call.trace,
+                    started_ns=int((line.ts - total_s) * 1e9),
+                    ended_ns=int(line.ts * 1e9),
+                    operation=exchange.operation,
+                    request_id=call.request_id,
+                    request_model=line.model,
+                    endpoint=line.endpoint,
+                    status=line.status,
+                    outcome=line.outcome,
+                    prompt_tokens=line.prompt_tokens,
+                    completion_tokens=line.completion_tokens,
+                    ttft_ms=ttft_ms,
+                )
+            )
+
+
+def _shown(model: ModelDoc) -> dict[str, object]:
+    """One entry of /v1/models, with the spellings that clients look for."""
+    shown: dict[str, object] = {
+        "id": model.name,
+        "object": "model",
+        "created": model.created_s,
+        "owned_by": "tokenfactory",
+    }
+    if model.context_tokens is not None:
+        shown["max_model_len"] = model.context_tokens
+        shown["context_length"] = model.context_tokens
+    if model.max_output_tokens is not None:
+        shown["max_output_tokens"] = model.max_output_tokens
+    return shown

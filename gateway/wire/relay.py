@@ -1,0 +1,338 @@
+"""One attempt's answer, from the engine's bytes to the client's: looked at once, edited, passed on.
+
+The steady state of a stream is one read, one look at each frame, one write. It decides nothing about
+tenants, limits or money: it is handed a fold that counts, and callbacks for commit and counts.
+Its outcome is one future: ``Failed`` before commit (another endpoint may be tried), ``Ended`` after.
+Bytes out are bytes in, less the declared edits: ``usage`` cut where the client did not ask, ``model``
+made public where it differs. A finish is never forged.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import msgspec
+
+from gateway.contract.errors import UpstreamError, error_event
+from gateway.contract.sse import FrameSplitter, FrameTooLarge
+from gateway.contract.usage import (
+    UsageFold,
+    cut,
+    error_in,
+    fold_unary,
+    is_done,
+    rename,
+    rename_unary,
+)
+from gateway.wire.server import Reply
+from gateway.wire.upstream import Upstream, UpstreamCut
+
+UsageKept = Literal["none", "final", "all"]
+Headers = Sequence[tuple[bytes, bytes]]
+
+#: A whole answer is held until its usage is read; embeddings of large batches are the largest.
+UNARY_BYTES_MAX = 64 << 20
+ERROR_BYTES_MAX = 64 << 10
+#: One newline: a comment line that can never end an event by itself.
+PING = b": ping\n"
+EVENT_STREAM = b"text/event-stream"
+#: no-transform and the nginx word keep proxies between us and the client from holding frames back.
+STREAM_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+)
+JSON_HEADERS = ((b"content-type", b"application/json"),)
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """Nothing of the answer went to the client. ``status`` 0: the engine gave none.
+
+    ``kind`` is one of ``routing.attempts``' failure kinds; ``body`` the engine's error body.
+    ``reused``: the socket had served before and died without a byte: not the engine's failure.
+    """
+
+    kind: str
+    status: int = 0
+    body: bytes = b""
+    retry_after_s: float | None = None
+    reused: bool = False
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """After commit. ``ending``: finished, or whatever cut it short."""
+
+    ending: Literal["finished", "engine_error", "client_abort", "timeout", "shutdown",
+                    "key_revoked"]
+
+
+class Relay:
+    """The receiver of one upstream response. Callbacks run on the loop, in order, never after the
+    outcome is set:
+
+    ``on_commit()``: no other endpoint from here on; ``on_counts()``: the fold changed, and the bytes
+    that carry the counts are not yet handed to the client's socket; ``on_chunk()``: they are.
+    ``headers`` are the client's answer's, content type apart; ``release`` takes the connection back.
+    """
+
+    def __init__(
+        self,
+        *,
+        reply: Reply,
+        fold: UsageFold,
+        stream: bool,
+        usage_kept: UsageKept,
+        names: tuple[str, str] | None,
+        headers: Headers,
+        on_commit: Callable[[], None],
+        on_counts: Callable[[], None],
+        on_chunk: Callable[[], None],
+        release: Callable[[Upstream], None],
+    ) -> None:
+        self.outcome: asyncio.Future[Failed | Ended] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self.committed = False
+        self._reply = reply
+        self._fold = fold
+        self._stream = stream
+        self._usage_kept = usage_kept
+        self._names = names  # (upstream, public), None when equal
+        self._headers_out = headers
+        self._on_commit = on_commit
+        self._on_counts = on_counts
+        self._on_chunk = on_chunk
+        self._release = release
+        self._upstream: Upstream | None = None
+        self._splitter = FrameSplitter()
+        self._status = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._parts: list[bytes] = []
+        self._parts_bytes = 0
+        self._done = False  # [DONE] or the whole body was seen
+
+    def attach(self, upstream: Upstream) -> None:
+        """The connection that carries the attempt; back-pressure goes to it from here on."""
+        self._upstream = upstream
+        self._reply.on_pause = upstream.pause
+        self._reply.on_resume = upstream.resume
+
+    # -- what ends it from outside -----------------------------------------------------------
+
+    def stop(
+        self,
+        ending: Literal["client_abort", "timeout", "shutdown", "key_revoked"],
+        error: Exception | None = None,
+    ) -> None:
+        """Close the engine's connection now: that is the abort. ``error`` is a stream's last event."""
+        if self.outcome.done():
+            return
+        if error is not None and self._reply.started and not self._reply.gone:
+            self._reply.write(error_event(error))
+            self._reply.finish()
+        self._settle(Ended(ending))
+        self._drop()
+
+    def fail(self, kind: str) -> None:
+        """Give the attempt up before commit: too slow to its first event."""
+        if not self.outcome.done():
+            self._settle(Failed(kind))
+            self._drop()
+
+    # -- the receiver ------------------------------------------------------------------------
+
+    def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self._status = status
+        self._headers = headers
+        if status != 200:  # noqa: PLR2004 -- anything else is collected as an error
+            return
+        content_type = self._header(b"content-type") or b""
+        if self._stream != content_type.startswith(EVENT_STREAM):
+            self.fail("engine_5xx")
+        elif not self._stream:
+            self._commit()
+
+    def on_body(self, data: bytes) -> None:
+        if self.outcome.done():
+            if self._done:
+                self._drop()  # bytes after the end: that socket is not trusted again
+            return
+        if self._status == 200 and self._stream:  # noqa: PLR2004
+            self._pump(data)
+            return
+        self._parts.append(data)
+        self._parts_bytes += len(data)
+        if self._status != 200:  # noqa: PLR2004
+            if self._parts_bytes > ERROR_BYTES_MAX:
+                self._refused()
+        elif self._parts_bytes > UNARY_BYTES_MAX:
+            self._end_badly()
+
+    def on_end(self) -> None:
+        if self.outcome.done():
+            self._hand_back()
+        elif self._status != 200:  # noqa: PLR2004
+            self._refused()
+            self._hand_back()
+        elif self._stream:
+            self._cut_short("cut_before_head")
+        else:
+            self._finish_unary()
+
+    def on_cut(self, failure: UpstreamCut) -> None:
+        self._upstream = None
+        if self.outcome.done():
+            return
+        if self._status not in (0, 200):
+            self._refused()
+            return
+        self._cut_short("cut_before_head", reused=failure.reused and failure.before_any_byte)
+
+    # -- streams -----------------------------------------------------------------------------
+
+    def _pump(self, data: bytes) -> None:
+        """The hot path: every complete frame is looked at once; one write goes out."""
+        try:
+            frames = self._splitter.feed(data)
+        except FrameTooLarge:
+            self._cut_short("engine_5xx")
+            return
+        if not frames:
+            return
+        fold = self._fold
+        kept = self._usage_kept
+        names = self._names
+        out: list[bytes] = []
+        for frame in frames:
+            if frame[:1] != b"d":  # a comment, or a field we do not know: passed on as it is
+                out.append(frame)
+                continue
+            if is_done(frame):
+                self._done = True
+                out.append(frame)
+                break
+            failure = error_in(frame)
+            if failure is not None:
+                self._engine_said_error(failure, out)
+                return
+            seen = fold.look(frame)
+            edited: bytes | None = frame
+            if seen and kept != "all" and not (kept == "final" and seen.final):
+                edited = cut(frame)
+            if edited is not None:
+                out.append(rename(edited, *names) if names else edited)
+        if not self.committed:
+            if all(frame[:1] != b"d" for frame in frames):
+                return  # comments alone commit nothing, and are ours to say
+            self._commit()
+        self._on_counts()
+        self._send(out)
+
+    def _send(self, out: list[bytes]) -> None:
+        if out:
+            self._reply.write(out[0] if len(out) == 1 else b"".join(out))
+            self._on_chunk()
+        if self._done:
+            self._reply.finish()
+            self._settle(Ended("finished"))
+
+    def _engine_said_error(self, body: bytes, before: list[bytes]) -> None:
+        """An error event: before commit it becomes the attempt's status, after it the last event."""
+        if not self.committed and not self._reply.started:
+            self._settle(Failed(_kind_of(_code_in(body)), _code_in(body), body))
+            self._drop()
+            return
+        if before:
+            self._on_counts()
+            self._reply.write(b"".join(before))
+        self._cut_short("engine_5xx")
+
+    def ping(self) -> None:
+        """The stream has been silent: the head goes out and a comment; failover ends here."""
+        if self.outcome.done() or not self._stream:
+            return
+        if not self._reply.started:
+            self._start()
+        self._reply.write(PING)
+
+    def _cut_short(self, kind: str, *, reused: bool = False) -> None:
+        if self.committed:
+            self._end_badly()
+        else:
+            self._settle(Failed(kind, 0, reused=reused))
+            self._drop()
+
+    def _end_badly(self) -> None:
+        """After commit, an error is one event and no [DONE]; a whole answer is the caller's to make."""
+        if self._reply.started and not self._reply.gone:
+            self._reply.write(error_event(UpstreamError()))
+            self._reply.finish()
+        self._settle(Ended("engine_error"))
+        self._drop()
+
+    # -- whole answers -----------------------------------------------------------------------
+
+    def _finish_unary(self) -> None:
+        body = b"".join(self._parts)
+        self._parts.clear()
+        fold_unary(self._fold, body)
+        self._on_counts()
+        if self._names:
+            body = rename_unary(body, *self._names)
+        self._reply.send(200, [*JSON_HEADERS, *self._headers_out], body)
+        self._on_chunk()
+        self._settle(Ended("finished"))
+        self._hand_back()
+
+    def _refused(self) -> None:
+        after = self._header(b"retry-after")
+        seconds = float(after) if after and after.isdigit() else None
+        self._settle(
+            Failed(_kind_of(self._status), self._status, b"".join(self._parts), seconds)
+        )
+
+    # -- both --------------------------------------------------------------------------------
+
+    def _commit(self) -> None:
+        self.committed = True
+        self._on_commit()
+        if self._stream and not self._reply.started:
+            self._start()
+
+    def _start(self) -> None:
+        self._reply.start(200, [*STREAM_HEADERS, *self._headers_out])
+
+    def _settle(self, outcome: Failed | Ended) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+        self._reply.on_pause = self._reply.on_resume = None
+
+    def _hand_back(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            self._release(upstream)
+
+    def _drop(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.abort()
+
+    def _header(self, name: bytes) -> bytes | None:
+        return next((value for key, value in self._headers if key == name), None)
+
+
+def _code_in(body: bytes) -> int:
+    """The HTTP status inside an engine's error event; 500 where there is none."""
+    try:
+        code = msgspec.json.decode(body).get("error", {}).get("code")
+    except (msgspec.DecodeError, AttributeError):
+        return 500
+    return code if isinstance(code, int) and 400 <= code <= 599 else 500  # noqa: PLR2004
+
+
+def _kind_of(status: int) -> str:
+    if status in (429, 503):
+        return "engine_busy"
+    if status in (401, 403, 404):
+        return "misconfigured"
+    return "engine_4xx" if 400 <= status < 500 else "engine_5xx"  # noqa: PLR2004
