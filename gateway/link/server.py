@@ -52,7 +52,7 @@ class LinkServer:
     """``handlers`` maps a kind to what is done with its body; ``on_parted`` hears of a peer's end."""
 
     def __init__(self, handlers: Mapping[str, Handler]) -> None:
-        self._handlers = handlers
+        self.handlers = dict(handlers)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.peers: set[Peer] = set()
@@ -107,7 +107,7 @@ class LinkServer:
                 self._obey(peer, frame, asks)
 
     def _obey(self, peer: Peer, frame: Frame, asks: asyncio.Semaphore) -> None:
-        handler = self._handlers.get(frame.kind)
+        handler = self.handlers.get(frame.kind)
         try:
             answer = handler(peer, frame.body) if handler else None
         except Exception:  # noqa: BLE001 -- the wall: a handler's fault must not part the peer
