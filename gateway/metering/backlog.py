@@ -1,0 +1,176 @@
+"""What one incarnation's journal still owes: records to ship, settles and releases to acknowledge.
+
+An index over the folder's segments, brought up to date by reading on from where it stopped; live
+journals are read without their lock, since a frame is either whole or not there yet. Payloads stay
+on disk until asked for. Segments are freed oldest first, so no mark is ever freed before the frame
+it speaks of. Not here: the database, the store, what to do with a dead life's slots.
+"""
+
+import os
+from collections import deque
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+
+from gateway.metering.frames import (
+    FRAME_HEAD_BYTES,
+    PAYLOAD_BYTES_MAX,
+    Frame,
+    FrameKind,
+    Release,
+    read_frames,
+    unpack_marks,
+)
+from gateway.metering.journal import number_of, segment_paths
+from quotas.ports import Settlement
+
+SHIPPED = "shipped"
+_CHUNK = 256 * 1024
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A frame that is owed something, and where its payload lies."""
+
+    kind: int
+    sequence: int
+    segment: int
+    offset: int
+    length: int
+
+
+class _Segment:
+    """How far a segment was read. ``last``: the newest sequence seen in it."""
+
+    __slots__ = ("last", "path", "read_to")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.read_to = 0
+        self.last = 0
+
+
+class _RequestId(msgspec.Struct):
+    request_id: str
+
+
+class Backlog:
+    """Mutable by ``scan``, ``shipped_to`` and ``free``. One per folder and reader."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shipped = _read_shipped(folder)  # every record up to this sequence is in the ledger
+        self.unshipped: deque[Entry] = deque()
+        self.unsettled: dict[int, Entry] = {}
+        self._segments: dict[int, _Segment] = {}
+        self._tail = 0  # the newest segment with a frame, as of the last whole scan
+        self._complete = 0  # segments below this one get no more frames
+
+    @property
+    def bytes_used(self) -> int:
+        """Bytes of frames not freed yet."""
+        return sum(segment.read_to for segment in self._segments.values())
+
+    def scan(self) -> None:
+        """Read what was appended since. Raises ``OSError``."""
+        tail_before = self._tail
+        for path in segment_paths(self.folder):
+            segment = self._segments.setdefault(number_of(path), _Segment(path))
+            self._read_on(number_of(path), segment)
+            if segment.last:
+                self._tail = max(self._tail, number_of(path))
+        # A frame in the tail was seen before this scan began, and the writer turns only when done.
+        self._complete = tail_before
+
+    def payload(self, entry: Entry) -> bytes:
+        """An owed frame's payload. Raises ``OSError``."""
+        descriptor = os.open(self._segments[entry.segment].path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.pread(descriptor, entry.length, entry.offset)
+        finally:
+            os.close(descriptor)
+
+    def take(self, count: int) -> list[tuple[Entry, bytes]]:
+        """The oldest unshipped records, still owed. Raises ``OSError``."""
+        return [(entry, self.payload(entry)) for entry in islice(self.unshipped, count)]
+
+    def shipped_to(self, sequence: int) -> None:
+        """Every record up to that sequence is in the ledger: remembered on disk, by a rename.
+
+        Not synced: losing it ships again, and the ledger knows request ids for ever. A sequence
+        and not an offset, for a power cut may take the tail that an offset pointed behind.
+        """
+        while self.unshipped and self.unshipped[0].sequence <= sequence:
+            self.unshipped.popleft()
+        self.shipped = max(self.shipped, sequence)
+        fresh = self.folder / (SHIPPED + ".new")
+        fresh.write_text(f"{self.shipped}\n")
+        fresh.replace(self.folder / SHIPPED)
+
+    def free(self) -> int:
+        """Unlink the segments that owe nothing, oldest first; how many. Never the one in use."""
+        freed = 0
+        for number in sorted(self._segments):
+            if number >= self._complete or self._owes(number):
+                break
+            self._segments.pop(number).path.unlink(missing_ok=True)
+            freed += 1
+        return freed
+
+    def request_ids(self) -> set[str]:
+        """Of everything the journal holds, owed or not. Reads the whole folder."""
+        found = set()
+        for path in segment_paths(self.folder):
+            for frame in read_frames(path.read_bytes()):
+                if frame.kind == FrameKind.RECORD:
+                    found.add(_request_id.decode(frame.payload).request_id)
+                elif frame.kind == FrameKind.RELEASE:
+                    found.add(_release.decode(frame.payload).reservation_id)
+                elif frame.kind == FrameKind.SETTLE:
+                    found.add(_settlement.decode(frame.payload).reservation_id)
+        return found
+
+    def _owes(self, number: int) -> bool:
+        if self.unshipped and self.unshipped[0].segment <= number:
+            return True
+        return any(entry.segment <= number for entry in self.unsettled.values())
+
+    def _read_on(self, number: int, segment: _Segment) -> None:
+        """Read frames until one is not whole; a chunk that ends inside a frame is read again."""
+        with segment.path.open("rb", buffering=0) as file:
+            size = _CHUNK
+            while True:
+                base = segment.read_to
+                data = os.pread(file.fileno(), size, base)
+                for frame in read_frames(data, after=segment.last):
+                    self._note(number, frame, base)
+                    segment.last = frame.sequence
+                    segment.read_to = base + frame.end
+                if len(data) < size or (size > _CHUNK and segment.read_to == base):
+                    return
+                # The largest frame is longer than a chunk: look once more, further.
+                size = _CHUNK if segment.read_to > base else FRAME_HEAD_BYTES + PAYLOAD_BYTES_MAX
+
+    def _note(self, number: int, frame: Frame, base: int) -> None:
+        if frame.kind == FrameKind.MARKS:
+            for sequence in unpack_marks(frame.payload):
+                self.unsettled.pop(sequence, None)
+            return
+        length = len(frame.payload)
+        entry = Entry(frame.kind, frame.sequence, number, base + frame.end - length, length)
+        self.unsettled[frame.sequence] = entry
+        if frame.kind == FrameKind.RECORD and frame.sequence > self.shipped:
+            self.unshipped.append(entry)
+
+
+_request_id = msgspec.msgpack.Decoder(_RequestId)
+_release = msgspec.msgpack.Decoder(Release)
+_settlement = msgspec.msgpack.Decoder(Settlement)
+
+
+def _read_shipped(folder: Path) -> int:
+    try:
+        text = (folder / SHIPPED).read_text()
+    except FileNotFoundError:
+        return 0
+    return int(text) if text.strip().isdigit() else 0

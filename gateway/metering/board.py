@@ -1,0 +1,326 @@
+"""The in-flight board: 256 bytes a request, in a file that outlives the process that maps it.
+
+A store into a shared mapping is in the page cache at once, so ``kill -9`` loses none of them and
+they appear in the order they were made. Every block is therefore written before the one byte that
+makes it true (the state), and what may be half written carries a checksum with the slot's
+generation. The alternating halves of progress are the old trick of two superblocks: one is always
+whole. Not here: what a slot found after a death means (``recovery``), nor anything of SQL.
+"""
+
+import mmap
+import os
+import struct
+import time
+from pathlib import Path
+from struct import Struct
+from zlib import crc32
+
+from gateway.metering.slots import (
+    ATTEMPT,
+    ATTEMPTS_AT,
+    ATTEMPTS_MAX,
+    COUNTS,
+    CRC,
+    ENDED,
+    ENDED_AT,
+    EPOCH,
+    EPOCH_AT,
+    EPOCH_BYTES,
+    HALF,
+    HALVES_AT,
+    IDENTITY,
+    IDENTITY_AT,
+    OPERATIONS,
+    OUTCOMES,
+    SLOT_BYTES,
+    SOURCES,
+    U32,
+    SlotImage,
+    Torn,
+    decode_slot,
+)
+from quotas.record import Outcome, Source
+
+__all__ = [
+    "OPERATIONS",
+    "Board",
+    "Slot",
+    "SlotImage",
+    "Torn",
+    "decode_slot",
+    "free_slot",
+    "read_board",
+]
+
+#: The slots begin on a page of their own.
+HEADER_BYTES = 4096
+MAGIC = b"TFBOARD\x01"
+_HEADER = Struct("<8sIII")
+_OUTCOME_CODE = {name: code for code, name in enumerate(OUTCOMES)}
+_SOURCE_CODE = {name: code for code, name in enumerate(SOURCES)}
+_CLEAN = bytes(SLOT_BYTES - EPOCH_AT)
+
+
+class Slot:
+    """The pen for one slot. Made by ``Board``; used between ``Board.claim`` and ``free``.
+
+    Ids are SQL ids in 1..2^32-1 (0 = none for the price); ``struct.error`` beyond that. Counts are
+    what an engine said and are cut to 0..2^32-1.
+    """
+
+    __slots__ = (
+        "_base",
+        "_board",
+        "_claimed",
+        "_generation",
+        "_halves",
+        "_map",
+        "_salt",
+        "_sequence",
+        "_started_ms",
+        "index",
+    )
+
+    def __init__(self, board: "Board", index: int) -> None:
+        self.index = index
+        self._board = board
+        self._map = board.map
+        self._base = HEADER_BYTES + index * SLOT_BYTES
+        self._halves = (self._base + HALVES_AT, self._base + HALVES_AT + HALF.size)
+        self._claimed = False
+        self._generation = 0
+        self._salt = 0
+        self._sequence = 0
+        self._started_ms = 0
+
+    def reserving(
+        self,
+        request_id: bytes,
+        tenant_id: int,
+        project_id: int,
+        key_id: int,
+        model_id: int,
+        price_id: int,
+        operation: int,
+        choices: int,
+        prompts: int,
+        estimate: int,
+        cap: int,
+        started_ms: int,
+    ) -> None:
+        """Who and what, before the store is asked. ``request_id`` is 16 bytes; ``operation`` an
+        index into ``OPERATIONS``; ``choices`` a prompt; ``estimate`` and ``cap`` in tokens.
+        """
+        mapping, base = self._map, self._base
+        generation = self._generation = (self._generation + 1) & U32
+        self._salt = crc32(CRC.pack(generation))
+        self._sequence = 0
+        self._started_ms = started_ms
+        identity = IDENTITY.pack(
+            operation,
+            min(choices, 0xFFFF),
+            generation,
+            request_id,
+            tenant_id,
+            project_id,
+            key_id,
+            model_id,
+            price_id,
+            min(prompts, U32),
+            min(estimate, U32),
+            min(cap, U32),
+            started_ms,
+        )
+        mapping[base + IDENTITY_AT : base + SLOT_BYTES] = (
+            identity + CRC.pack(crc32(identity)) + _CLEAN
+        )
+        mapping[base] = 1
+
+    def reserved(self, epoch: str) -> None:
+        """The store holds the reservation under ``epoch`` (<= 24 ASCII characters)."""
+        name = epoch.encode("ascii").ljust(EPOCH_BYTES, b"\0")
+        if len(name) > EPOCH_BYTES:
+            raise ValueError(f"an epoch has at most {EPOCH_BYTES} characters, got {len(epoch)}")
+        EPOCH.pack_into(self._map, self._base + EPOCH_AT, name, crc32(name, self._salt))
+        self._map[self._base] = 2
+
+    def dispatched(self, attempt: int, endpoint_id: int) -> None:
+        """Attempt number ``attempt`` (0..) is about to send its first byte to the endpoint.
+
+        Attempts past the fourth overwrite the fourth's entry.
+        """
+        ATTEMPT.pack_into(
+            self._map,
+            self._attempt_at(attempt),
+            endpoint_id,
+            self._since_start_ms(),
+            0,
+            0,
+            0,
+            0,
+            attempt & 0x7F,
+            1,
+        )
+        self._map[self._base] = 3
+
+    def progress(
+        self,
+        attempt: int,
+        prompt: int,
+        completion: int,
+        delivered: bool = False,  # noqa: FBT001, FBT002 -- the hot path takes no keywords
+    ) -> None:
+        """The engine's counts so far, before the frame that carries them goes to the client.
+
+        ``delivered``: text goes out with this frame although no count says so (a count > 0 says
+        it by itself).
+        """
+        sequence = self._sequence = self._sequence + 1
+        tag = (sequence & 0xFFFFFF) << 8 | (attempt & 0x7F) << 1 | (delivered or completion > 0)
+        try:
+            check = crc32(COUNTS.pack(prompt, completion, tag), self._salt)
+        except struct.error:  # an engine that counts below zero or past 2^32
+            self._sequence -= 1
+            self.progress(attempt, _cut(prompt), _cut(completion), delivered)
+            return
+        HALF.pack_into(self._map, self._halves[sequence & 1], prompt, completion, tag, check)
+
+    def attempt_failed(self, attempt: int, status: int) -> None:
+        """The attempt ended before commit; its counts so far stay with it. 0: no status came."""
+        mapping = self._map
+        at = self._attempt_at(attempt)
+        endpoint, started = ATTEMPT.unpack_from(mapping, at)[:2]
+        half = HALF.unpack_from(mapping, self._halves[self._sequence & 1])
+        prompt, completion = half[:2] if half[2] >> 1 & 0x7F == attempt & 0x7F else (0, 0)
+        ATTEMPT.pack_into(
+            mapping,
+            at,
+            endpoint,
+            started,
+            self._since_start_ms(),
+            prompt,
+            completion,
+            status & 0xFFFF,
+            attempt & 0x7F,
+            2,
+        )
+
+    def ended(
+        self,
+        outcome: Outcome,
+        source: Source,
+        prompt: int,
+        cached: int,
+        completion: int,
+        reasoning: int,
+        status: int,
+        ttft_ms: int,
+        total_ms: int,
+    ) -> None:
+        """The final counts, before the record is written."""
+        block = ENDED.pack(
+            _cut(prompt),
+            _cut(cached),
+            _cut(completion),
+            _cut(reasoning),
+            _cut(total_ms),
+            max(-1, min(ttft_ms, 0x7FFFFFFF)),
+            status & 0xFFFF,
+            _OUTCOME_CODE[outcome],
+            _SOURCE_CODE[source],
+        )
+        at = self._base + ENDED_AT
+        self._map[at : at + 32] = block + CRC.pack(crc32(block, self._salt))
+        self._map[self._base] = 4
+
+    def free(self) -> None:
+        """The request has left nothing to do; the slot may be claimed again. Once a claim."""
+        if not self._claimed:
+            raise RuntimeError(f"slot {self.index} is freed twice")
+        self._claimed = False
+        self._map[self._base] = 0
+        self._board.take_back(self)
+
+    def claim(self) -> None:
+        self._claimed = True
+
+    def _attempt_at(self, attempt: int) -> int:
+        return self._base + ATTEMPTS_AT + min(attempt, ATTEMPTS_MAX - 1) * ATTEMPT.size
+
+    def _since_start_ms(self) -> int:
+        return _cut(int(time.time() * 1000) - self._started_ms)
+
+
+class Board:
+    """The file and its free list. One per incarnation; used by one thread."""
+
+    def __init__(self, path: Path, slots: int) -> None:
+        """Create the file, all of it allocated: a full disk fails here and never as SIGBUS.
+
+        Raises ``OSError`` when the space cannot be had, ``FileExistsError`` when there is one.
+        """
+        size = HEADER_BYTES + slots * SLOT_BYTES
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            self.map = mmap.mmap(descriptor, size)
+        finally:
+            os.close(descriptor)
+        _HEADER.pack_into(self.map, 0, MAGIC, SLOT_BYTES, slots, _header_check(slots))
+        self.slots = slots
+        self._free = [Slot(self, index) for index in reversed(range(slots))]
+
+    @property
+    def in_use(self) -> int:
+        return self.slots - len(self._free)
+
+    def claim(self) -> Slot | None:
+        """A free slot, or None when all are taken. The last one freed comes first: its page is warm."""
+        if not self._free:
+            return None
+        slot = self._free.pop()
+        slot.claim()
+        return slot
+
+    def take_back(self, slot: Slot) -> None:
+        """For ``Slot.free`` alone."""
+        self._free.append(slot)
+
+    def close(self) -> None:
+        """Unmap. Slots still claimed stay as they are, for recovery."""
+        self.map.close()
+
+
+def read_board(path: Path) -> list[SlotImage | Torn]:
+    """Every slot in use. Raises ``ValueError`` when the file is no board, ``OSError``."""
+    data = path.read_bytes()
+    if len(data) < HEADER_BYTES:
+        raise ValueError(f"{path.name} has {len(data)} bytes, a board at least {HEADER_BYTES}")
+    magic, slot_bytes, slots, check = _HEADER.unpack_from(data)
+    if magic != MAGIC or slot_bytes != SLOT_BYTES or check != _header_check(slots):
+        raise ValueError(f"{path.name} is no board of this version")
+    found: list[SlotImage | Torn] = []
+    for index in range(slots):
+        at = HEADER_BYTES + index * SLOT_BYTES
+        if data[at]:
+            image = decode_slot(data[at : at + SLOT_BYTES], index)
+            if image is not None:
+                found.append(image)
+    return found
+
+
+def free_slot(path: Path, index: int) -> None:
+    """Free a slot of a dead owner's board: one byte, so never half done."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.pwrite(descriptor, b"\0", HEADER_BYTES + index * SLOT_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def _header_check(slots: int) -> int:
+    return crc32(MAGIC + CRC.pack(slots))
+
+
+def _cut(count: int) -> int:
+    return 0 if count < 0 else min(count, U32)

@@ -1,0 +1,309 @@
+"""The journal of one data process: records appended to preallocated segments, synced in groups.
+
+``append`` returns when the bytes are the kernel's, so a killed process loses none; a thread calls
+fdatasync some milliseconds later for all of them together (group commit: Gawlick and Kinkade,
+"Varieties of Concurrency Control in IMS/VS Fast Path", 1985). It is also the outbox of settlement:
+what is appended waits for a mark. One segment is always allocated ahead; when that fails,
+``admitting`` says so while there is still room for what is in flight. Not here: what a payload
+means, shipping, freeing segments.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+
+from gateway.metering.frames import (
+    FRAME_HEAD_BYTES,
+    PAYLOAD_BYTES_MAX,
+    FrameKind,
+    is_clean,
+    pack_frame,
+    pack_marks,
+    read_segment,
+)
+
+__all__ = ["SEGMENT_BYTES", "Journal", "JournalFull", "read_segment", "segment_paths"]
+
+SEGMENT_BYTES = 4 << 20
+#: Writes gather this long before their fdatasync begins (promised: <= 10 ms).
+GATHER_S = 0.004
+MARKS_S = 0.1
+MARKS_MAX = 256
+#: A full disk is asked again this often.
+RETRY_S = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+class JournalFull(Exception):
+    """No room for the frame, and no next segment to be had. What was to be written is not."""
+
+
+class Journal:
+    """Appends from one thread, syncs from its own. ``background=False``: the owner calls ``flush``.
+
+    Raises ``OSError`` on creation when the first two segments cannot be had.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        segment_bytes: int = SEGMENT_BYTES,
+        *,
+        background: bool = True,
+        resume_after: int | None = None,
+    ) -> None:
+        self._folder = folder
+        self._segment_bytes = segment_bytes
+        self._lock = threading.Lock()  # the frames' order
+        self._allocating = (
+            threading.Lock()
+        )  # the next segment; taken inside the other, never around
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._descriptor = -1
+        self._ahead = -1
+        self._behind: list[int] = []  # full segments, to be synced and closed
+        self._segment = 0
+        self._position = 0
+        self._limit = 0
+        self._sequence = resume_after or 0
+        self._dirty = False
+        self._starved = False
+        self._failure: OSError | None = None
+        self._marks: list[int] = []
+        self._marks_due_s = 0.0
+        try:
+            if resume_after is None:
+                self._begin()
+            else:
+                self._find_tail()
+        except OSError:
+            self._let_go()
+            raise
+        if background:
+            self._thread = threading.Thread(target=self._run, name="journal-sync", daemon=True)
+            self._thread.start()
+
+    @classmethod
+    def resume(cls, folder: Path, after: int = 0, segment_bytes: int = SEGMENT_BYTES) -> "Journal":
+        """Go on with a dead owner's journal, without a thread. The caller holds the folder's lock.
+
+        A torn tail is never written over: frames then begin in the next segment. ``after``: a
+        sequence known to have been used, should the tail that used it be lost.
+        """
+        return cls(folder, segment_bytes, background=False, resume_after=after)
+
+    @property
+    def admitting(self) -> bool:
+        """False: the next segment could not be had (or a sync failed), so admit nothing more."""
+        return not self._starved and self._failure is None
+
+    @property
+    def bytes_used(self) -> int:
+        """Bytes of frames in the segments that are still there."""
+        total = self._position
+        for path in segment_paths(self._folder):
+            if number_of(path) < self._segment:
+                with contextlib.suppress(FileNotFoundError):  # freed meanwhile
+                    total += path.stat().st_size
+        return total
+
+    def append(self, payload: bytes, kind: int = FrameKind.RECORD) -> int:
+        """Write one frame; its sequence. Raises ``JournalFull``, and then nothing was written."""
+        with self._lock:
+            return self._append(kind, payload)
+
+    def mark_settled(self, sequence: int) -> None:
+        """The settle (or release) of that frame was acknowledged. Written within 100 ms."""
+        with self._lock:
+            self._marks.append(sequence)
+            if len(self._marks) == 1:
+                self._marks_due_s = time.monotonic() + MARKS_S
+                self._wake.set()
+            elif len(self._marks) >= MARKS_MAX:
+                self._write_marks()
+
+    def flush(self) -> None:
+        """Marks written and everything synced on return. Raises ``OSError`` when the disk fails."""
+        with self._lock:
+            self._write_marks()
+        self._sync()
+
+    def close(self) -> None:
+        """Stop the thread, flush, let go of the files. Safe to repeat."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        try:
+            self.flush()
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        for descriptor in (self._descriptor, self._ahead, *self._behind):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def _begin(self) -> None:
+        self._ahead = self._allocate()
+        self._turn()
+        self._ahead = self._allocate()
+
+    def _append(self, kind: int, payload: bytes) -> int:
+        size = FRAME_HEAD_BYTES + len(payload)
+        if size > self._segment_bytes or len(payload) > PAYLOAD_BYTES_MAX:
+            raise ValueError(f"a frame of {size} bytes fits no segment")
+        if self._position + size > self._limit:
+            self._turn()
+        sequence = self._sequence + 1
+        try:
+            written = os.pwrite(
+                self._descriptor, pack_frame(kind, sequence, payload), self._position
+            )
+        except OSError as error:
+            self._failure = error
+            raise JournalFull(f"the journal cannot be written: {error.strerror}") from error
+        if written != size:  # the next append writes over it
+            raise JournalFull(f"{written} of {size} bytes were written")
+        self._sequence = sequence
+        self._position += size
+        if not self._dirty:
+            self._dirty = True
+            self._wake.set()
+        return sequence
+
+    def _turn(self) -> None:
+        """The segment ahead becomes the current one. Raises ``JournalFull``, changing nothing."""
+        with self._allocating:
+            if self._ahead < 0:
+                try:
+                    self._ahead = self._allocate()
+                except OSError as error:
+                    self._starved = True
+                    raise JournalFull("no next segment to be had") from error
+            if self._descriptor >= 0:
+                self._behind.append(self._descriptor)
+            self._descriptor, self._ahead = self._ahead, -1
+        self._segment += 1
+        self._position = 0
+        self._limit = os.fstat(self._descriptor).st_size
+        self._wake.set()
+
+    def _allocate(self) -> int:
+        """The segment after the current one, allocated whole or not there at all."""
+        path = self._folder / f"journal-{self._segment + 1:06d}.seg"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(descriptor).st_size < self._segment_bytes:
+                os.posix_fallocate(descriptor, 0, self._segment_bytes)
+            sync_folder(self._folder)
+        except OSError:
+            os.close(descriptor)
+            path.unlink()
+            raise
+        return descriptor
+
+    def _find_tail(self) -> None:
+        """Where a resumed journal goes on: after the last whole frame, or in the next segment."""
+        for path in segment_paths(self._folder):
+            data = path.read_bytes()
+            last = None
+            for last in read_segment(data):  # noqa: B007 -- the last one is what is wanted
+                pass
+            if self._descriptor >= 0 and is_clean(data, 0):
+                continue  # allocated ahead and never used
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+            end = last.end if last else 0
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            self._segment = number_of(path)
+            self._limit = len(data)
+            self._position = end if is_clean(data, end) else self._limit
+            self._sequence = max(self._sequence, last.sequence if last else 0)
+
+    def _write_marks(self) -> None:
+        """One frame for all of them, under the lock. Without room they wait: an unmarked settle is
+        repeated, which does no harm.
+        """
+        marks, self._marks = self._marks, []
+        if not marks:
+            return
+        try:
+            self._append(FrameKind.MARKS, pack_marks(marks))
+        except JournalFull:
+            self._marks = marks
+            self._marks_due_s = time.monotonic() + RETRY_S
+
+    def _sync(self) -> None:
+        with self._lock:
+            self._dirty = False
+            behind, self._behind = self._behind, []
+            current = self._descriptor
+        for descriptor in behind:
+            os.fdatasync(descriptor)
+            os.close(descriptor)
+        if current >= 0:
+            os.fdatasync(current)
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            self._wake.wait(self._patience_s())
+            if self._closing.wait(GATHER_S):
+                return
+            self._wake.clear()
+            with self._lock:
+                if time.monotonic() >= self._marks_due_s:
+                    self._write_marks()
+            try:
+                if self._dirty:
+                    self._sync()
+            except OSError as error:
+                # What the kernel failed to write it may have forgotten: only a new process may go on.
+                self._failure = error
+                _log.error("the journal cannot be synced: %s", error.strerror)
+            self._allocate_ahead()
+
+    def _patience_s(self) -> float | None:
+        if self._starved:
+            return RETRY_S
+        return max(0.001, self._marks_due_s - time.monotonic()) if self._marks else None
+
+    def _allocate_ahead(self) -> None:
+        with self._allocating:
+            if self._ahead >= 0:
+                self._starved = False
+                return
+            try:
+                self._ahead = self._allocate()
+            except OSError as error:
+                if not self._starved:
+                    _log.error("no next journal segment: %s; refusing requests", error.strerror)
+                self._starved = True
+            else:
+                self._starved = False
+
+
+def segment_paths(folder: Path) -> list[Path]:
+    """The folder's segments, oldest first."""
+    return sorted(folder.glob("journal-*.seg"), key=number_of)
+
+
+def number_of(path: Path) -> int:
+    return int(path.stem.removeprefix("journal-"))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names created, renamed or removed in the folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
