@@ -6,6 +6,7 @@ on disk until asked for. Segments are freed oldest first, so no mark is ever fre
 it speaks of. Not here: the database, the store, what to do with a dead life's slots.
 """
 
+import contextlib
 import os
 from collections import deque
 from itertools import islice
@@ -92,7 +93,16 @@ class Backlog:
 
     def take(self, count: int) -> list[tuple[Entry, bytes]]:
         """The oldest unshipped records, still owed. Raises ``OSError``."""
-        return [(entry, self.payload(entry)) for entry in islice(self.unshipped, count)]
+        taken = []
+        with contextlib.ExitStack() as files:
+            opened: dict[int, int] = {}
+            for entry in islice(self.unshipped, count):
+                if entry.segment not in opened:
+                    path = self._segments[entry.segment].path
+                    opened[entry.segment] = files.enter_context(path.open("rb", 0)).fileno()
+                payload = os.pread(opened[entry.segment], entry.length, entry.offset)
+                taken.append((entry, payload))
+        return taken
 
     def shipped_to(self, sequence: int) -> None:
         """Every record up to that sequence is in the ledger: remembered on disk, by a rename.
@@ -122,12 +132,8 @@ class Backlog:
         found = set()
         for path in segment_paths(self.folder):
             for frame in read_frames(path.read_bytes()):
-                if frame.kind == FrameKind.RECORD:
-                    found.add(_request_id.decode(frame.payload).request_id)
-                elif frame.kind == FrameKind.RELEASE:
-                    found.add(_release.decode(frame.payload).reservation_id)
-                elif frame.kind == FrameKind.SETTLE:
-                    found.add(_settlement.decode(frame.payload).reservation_id)
+                if (request_id := _request_id(frame)) is not None:
+                    found.add(request_id)
         return found
 
     def _owes(self, number: int) -> bool:
@@ -163,9 +169,22 @@ class Backlog:
             self.unshipped.append(entry)
 
 
-_request_id = msgspec.msgpack.Decoder(_RequestId)
+_record = msgspec.msgpack.Decoder(_RequestId)
 _release = msgspec.msgpack.Decoder(Release)
 _settlement = msgspec.msgpack.Decoder(Settlement)
+
+
+def _request_id(frame: Frame) -> str | None:
+    try:
+        if frame.kind == FrameKind.RECORD:
+            return _record.decode(frame.payload).request_id
+        if frame.kind == FrameKind.RELEASE:
+            return _release.decode(frame.payload).reservation_id
+        if frame.kind == FrameKind.SETTLE:
+            return _settlement.decode(frame.payload).reservation_id
+    except msgspec.MsgspecError:  # of a newer version: the shipper reports it
+        pass
+    return None
 
 
 def _read_shipped(folder: Path) -> int:

@@ -59,6 +59,7 @@ _HEADER = Struct("<8sIII")
 _OUTCOME_CODE = {name: code for code, name in enumerate(OUTCOMES)}
 _SOURCE_CODE = {name: code for code, name in enumerate(SOURCES)}
 _CLEAN = bytes(SLOT_BYTES - EPOCH_AT)
+_ATTEMPT_AT = tuple(ATTEMPTS_AT + each * ATTEMPT.size for each in range(ATTEMPTS_MAX))
 
 
 class Slot:
@@ -70,24 +71,24 @@ class Slot:
 
     __slots__ = (
         "_base",
-        "_board",
-        "_claimed",
+        "_free",
         "_generation",
         "_halves",
         "_map",
         "_salt",
         "_sequence",
         "_started_ms",
+        "claimed",
         "index",
     )
 
-    def __init__(self, board: "Board", index: int) -> None:
+    def __init__(self, mapping: mmap.mmap, index: int, free: "list[Slot]") -> None:
         self.index = index
-        self._board = board
-        self._map = board.map
+        self.claimed = False
+        self._free = free
+        self._map = mapping
         self._base = HEADER_BYTES + index * SLOT_BYTES
         self._halves = (self._base + HALVES_AT, self._base + HALVES_AT + HALF.size)
-        self._claimed = False
         self._generation = 0
         self._salt = 0
         self._sequence = 0
@@ -116,21 +117,25 @@ class Slot:
         self._salt = crc32(CRC.pack(generation))
         self._sequence = 0
         self._started_ms = started_ms
-        identity = IDENTITY.pack(
-            operation,
-            min(choices, 0xFFFF),
-            generation,
-            request_id,
-            tenant_id,
-            project_id,
-            key_id,
-            model_id,
-            price_id,
-            min(prompts, U32),
-            min(estimate, U32),
-            min(cap, U32),
-            started_ms,
-        )
+        fields = (tenant_id, project_id, key_id, model_id, price_id)
+        try:
+            identity = IDENTITY.pack(
+                operation,
+                choices,
+                generation,
+                request_id,
+                *fields,
+                prompts,
+                estimate,
+                cap,
+                started_ms,
+            )
+        except struct.error:  # sizes are the caller's words and may be absurd; ids may not
+            sizes = (_cut(prompts), _cut(estimate), _cut(cap))
+            choices = min(choices, 0xFFFF)
+            identity = IDENTITY.pack(
+                operation, choices, generation, request_id, *fields, *sizes, started_ms
+            )
         mapping[base + IDENTITY_AT : base + SLOT_BYTES] = (
             identity + CRC.pack(crc32(identity)) + _CLEAN
         )
@@ -138,7 +143,7 @@ class Slot:
 
     def reserved(self, epoch: str) -> None:
         """The store holds the reservation under ``epoch`` (<= 24 ASCII characters)."""
-        name = epoch.encode("ascii").ljust(EPOCH_BYTES, b"\0")
+        name = epoch.encode("ascii")
         if len(name) > EPOCH_BYTES:
             raise ValueError(f"an epoch has at most {EPOCH_BYTES} characters, got {len(epoch)}")
         EPOCH.pack_into(self._map, self._base + EPOCH_AT, name, crc32(name, self._salt))
@@ -218,37 +223,30 @@ class Slot:
         total_ms: int,
     ) -> None:
         """The final counts, before the record is written."""
-        block = ENDED.pack(
-            _cut(prompt),
-            _cut(cached),
-            _cut(completion),
-            _cut(reasoning),
-            _cut(total_ms),
-            max(-1, min(ttft_ms, 0x7FFFFFFF)),
-            status & 0xFFFF,
-            _OUTCOME_CODE[outcome],
-            _SOURCE_CODE[source],
-        )
+        rest = (status & 0xFFFF, _OUTCOME_CODE[outcome], _SOURCE_CODE[source])
+        try:
+            block = ENDED.pack(prompt, cached, completion, reasoning, total_ms, ttft_ms, *rest)
+        except struct.error:  # an engine's counts, or a clock that was set
+            counts = (_cut(prompt), _cut(cached), _cut(completion), _cut(reasoning))
+            block = ENDED.pack(*counts, _cut(total_ms), max(-1, min(ttft_ms, 0x7FFFFFFF)), *rest)
         at = self._base + ENDED_AT
         self._map[at : at + 32] = block + CRC.pack(crc32(block, self._salt))
         self._map[self._base] = 4
 
     def free(self) -> None:
         """The request has left nothing to do; the slot may be claimed again. Once a claim."""
-        if not self._claimed:
+        if not self.claimed:
             raise RuntimeError(f"slot {self.index} is freed twice")
-        self._claimed = False
+        self.claimed = False
         self._map[self._base] = 0
-        self._board.take_back(self)
-
-    def claim(self) -> None:
-        self._claimed = True
+        self._free.append(self)
 
     def _attempt_at(self, attempt: int) -> int:
-        return self._base + ATTEMPTS_AT + min(attempt, ATTEMPTS_MAX - 1) * ATTEMPT.size
+        return self._base + (_ATTEMPT_AT[attempt] if attempt < ATTEMPTS_MAX else _ATTEMPT_AT[-1])
 
     def _since_start_ms(self) -> int:
-        return _cut(int(time.time() * 1000) - self._started_ms)
+        since_ms = int(time.time() * 1000) - self._started_ms
+        return since_ms if 0 <= since_ms <= U32 else _cut(since_ms)  # a clock that was set
 
 
 class Board:
@@ -268,7 +266,8 @@ class Board:
             os.close(descriptor)
         _HEADER.pack_into(self.map, 0, MAGIC, SLOT_BYTES, slots, _header_check(slots))
         self.slots = slots
-        self._free = [Slot(self, index) for index in reversed(range(slots))]
+        self._free: list[Slot] = []
+        self._free.extend(Slot(self.map, index, self._free) for index in reversed(range(slots)))
 
     @property
     def in_use(self) -> int:
@@ -279,12 +278,8 @@ class Board:
         if not self._free:
             return None
         slot = self._free.pop()
-        slot.claim()
+        slot.claimed = True
         return slot
-
-    def take_back(self, slot: Slot) -> None:
-        """For ``Slot.free`` alone."""
-        self._free.append(slot)
 
     def close(self) -> None:
         """Unmap. Slots still claimed stay as they are, for recovery."""

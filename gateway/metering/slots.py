@@ -184,9 +184,8 @@ def decode_slot(data: bytes, index: int = -1) -> SlotImage | Torn | None:
 
 def _decode_epoch(data: bytes, salt: int) -> str:
     name, check = EPOCH.unpack_from(data, EPOCH_AT)
-    if crc32(name, salt) != check:
-        return ""
-    return str(name.rstrip(b"\0"), "ascii", "replace")
+    name = name.rstrip(b"\0")
+    return str(name, "ascii", "replace") if crc32(name, salt) == check else ""
 
 
 def _decode_attempts(data: bytes) -> tuple[AttemptImage, ...]:

@@ -1,0 +1,176 @@
+"""What a slot of the dead means as values: the record it deserves and what its limits are charged.
+
+Pure. The bill is the same table as for the living (``quotas.settlement``); limits give nothing
+back that was not proven unused. Not here: which slots are looked at, and what is written where
+(``recovery``).
+"""
+
+from collections.abc import Callable, Container
+
+import msgspec
+
+from gateway.metering.slots import AttemptImage, SlotImage
+from gateway.snapshot import Snapshot
+from quotas.limits import Charge, Limit, charges_for
+from quotas.ports import Settlement
+from quotas.pricing import METERS, billed_meters
+from quotas.record import AttemptEntry, UsageRecord
+from quotas.settlement import Ending, Settled, settle
+from quotas.usage import TokenUsage
+
+_COUNTED = ("engine_final", "engine_partial")
+
+
+class RecoveryContext(msgspec.Struct, frozen=True):
+    """Names and limits for the ids in a slot, from the documents of today.
+
+    ``limits_of(key id)``: tenant's, project's and key's; () when the key is gone, and then every
+    limit keeps what was reserved. ``endpoint_name(endpoint id)``: its URL, "" when it is gone.
+    ``meters_of(model id, price id)``: the meters of that price-book version.
+    """
+
+    limits_of: Callable[[int], tuple[Limit, ...]]
+    endpoint_name: Callable[[int], str]
+    meters_of: Callable[[int, int], Container[str]]
+
+
+def context_from(snapshot: Snapshot) -> RecoveryContext:
+    """The callbacks over a snapshot, asked anew each time.
+
+    A price version no longer in force is taken to have every meter: what was cached stays apart.
+    """
+
+    def limits_of(key_id: int) -> tuple[Limit, ...]:
+        principal = snapshot.principal(key_id)
+        return principal.limits if principal else ()
+
+    def endpoint_name(endpoint_id: int) -> str:
+        for pool in snapshot.pools.values():
+            for endpoint in pool.endpoints:
+                if endpoint.id == endpoint_id:
+                    return endpoint.url
+        return ""
+
+    def meters_of(model_id: int, price_id: int) -> Container[str]:
+        model = snapshot.models.get(model_id)
+        price = model.price if model else None
+        if price is None:
+            return METERS if price_id else ()
+        return price.nano if price.id == price_id else METERS
+
+    return RecoveryContext(limits_of, endpoint_name, meters_of)
+
+
+def tag_of(image: SlotImage) -> str:
+    """The store's tag of the slot's tenant, as ``Principal`` makes it."""
+    return f"t{image.tenant_id}"
+
+
+def record_of(image: SlotImage, context: RecoveryContext) -> UsageRecord:
+    """The record of a slot that was dispatched or ended."""
+    settled = _settled(image)
+    settlement = settlement_of(image, context)
+    ended = image.ended
+    delivered = image.progress is not None and image.progress.delivered
+    attempts = _attempts(image, settled, context)
+    last_known_ms = max((each.started_ms - image.started_ms for each in attempts), default=0)
+    return UsageRecord(
+        request_id=image.request_id,
+        tenant_id=image.tenant_id,
+        project_id=image.project_id,
+        key_id=image.key_id,
+        model_id=image.model_id,
+        price_id=image.price_id,
+        operation=image.operation,
+        choices=image.prompts * image.choices,
+        attempts=attempts,
+        usage=settled.usage.meters(),
+        billed=settlement.billed,
+        source=settled.source,
+        outcome=settled.outcome,
+        status=ended.status if ended else 200 if delivered else 0,
+        started_ms=image.started_ms,
+        ttft_ms=ended.ttft_ms if ended else -1,
+        total_ms=ended.total_ms if ended else last_known_ms,  # nobody saw the end of a crash
+        settlement=settlement,
+    )
+
+
+def settlement_of(image: SlotImage, context: RecoveryContext) -> Settlement:
+    """What the slot's limits are charged and what it bills, in any state after RESERVED."""
+    settled = _settled(image)
+    return Settlement(
+        tag_of(image),
+        image.request_id,
+        image.epoch,
+        _charged(image, settled, context),
+        billed_meters(settled.usage, context.meters_of(image.model_id, image.price_id)),
+    )
+
+
+def _settled(image: SlotImage) -> Settled:
+    ended, progress = image.ended, image.progress
+    if ended is not None:
+        usage = TokenUsage(ended.prompt, ended.cached, ended.completion, ended.reasoning)
+        return Settled(usage, ended.source, ended.outcome)
+    if progress is None:
+        return settle(Ending(cause="gateway_crash"))
+    return settle(
+        Ending(
+            cause="gateway_crash",
+            prompt=progress.prompt,
+            completion=progress.completion,
+            delivered=progress.delivered,
+        )
+    )
+
+
+def _charged(image: SlotImage, settled: Settled, context: RecoveryContext) -> tuple[Charge, ...]:
+    """The engine's count where there is one, nothing where it refused, else all that was reserved."""
+    if settled.source in _COUNTED:
+        tokens = settled.usage.total
+    elif image.progress is not None:
+        tokens = image.progress.prompt + image.progress.completion
+    elif settled.outcome == "refused_by_engine":
+        tokens = 0
+    else:
+        tokens = image.estimate + image.prompts * image.choices * image.cap
+    return charges_for(context.limits_of(image.key_id), {"requests": 1, "tokens": tokens})
+
+
+def _attempts(
+    image: SlotImage, settled: Settled, context: RecoveryContext
+) -> tuple[AttemptEntry, ...]:
+    entries = [_attempt(image, each, context) for each in image.attempts]
+    if not entries or image.attempts[-1].failed:
+        return tuple(entries)
+    usage = settled.usage
+    if settled.source in _COUNTED:
+        seen = (usage.prompt, usage.completion)
+    elif image.progress is not None:
+        seen = (image.progress.prompt, image.progress.completion)
+    else:
+        seen = (0, 0)
+    ended = image.ended
+    entries[-1] = msgspec.structs.replace(
+        entries[-1],
+        prompt_tokens=seen[0],
+        completion_tokens=seen[1],
+        status=ended.status if ended else entries[-1].status,
+        ended_ms=image.started_ms + ended.total_ms if ended else entries[-1].ended_ms,
+    )
+    return tuple(entries)
+
+
+def _attempt(image: SlotImage, each: AttemptImage, context: RecoveryContext) -> AttemptEntry:
+    """An attempt whose end nobody saw ends, for the record, when it began."""
+    return AttemptEntry(
+        each.endpoint_id,
+        context.endpoint_name(each.endpoint_id),
+        image.started_ms + each.started_ms,
+        image.started_ms + max(each.started_ms, each.ended_ms),
+        each.status,
+        each.prompt,
+        each.completion,
+        image.prompts * image.choices,
+    )

@@ -1,0 +1,266 @@
+"""Journals to the ledger: every record of this host, once, whoever wrote it and however it died.
+
+Runs in control, or offline. Each pass takes dead folders in hand (``recovery``), hands their
+unacknowledged settles to the store again, inserts what is new, frees what owes nothing. A crash at
+any point repeats work and never skips it: the ledger is unique by request id, the store settles
+once. Transactional-outbox relaying, as in Richardson's "Microservices Patterns", with files for
+the outbox. Not here: the insert itself (``gateway.store.ledger``).
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from gateway.metering.backlog import Backlog, Entry
+from gateway.metering.incarnation import all_folders, remove_folder, sweep_unborn
+from gateway.metering.journal import JournalFull
+from gateway.metering.recovery import Known, Recovered, RecoveryContext, recover
+from quotas.ports import QuotaStore
+from quotas.record import UsageRecord, decode
+
+BATCH = 1_000
+#: Batches of one folder in one pass: the others get their turn.
+BATCHES_MAX = 10
+#: A recovery that failed (the ledger is away, the disk is full) is tried again after this long.
+RECOVERY_RETRY_S = 5.0
+BACK_OFF_MAX_S = 5.0
+QUARANTINE = "quarantine"
+
+#: Insert these (payload, record) pairs; those the ledger has already are no error. Raises only when
+#: nothing can be inserted now (the database is away): what is wrong with one record is its business.
+Insert = Callable[[list[tuple[bytes, UsageRecord]]], Awaitable[object]]
+
+_log = logging.getLogger(__name__)
+
+
+class Lag(msgspec.Struct, frozen=True):
+    """How far the ledger is behind. ``oldest_unshipped_s``: since that request ended; 0 = none."""
+
+    folders: int
+    journal_bytes: int
+    unshipped: int
+    unsettled: int
+    oldest_unshipped_s: float
+
+
+class _Folder:
+    """A life this shipper reads; ``recovered`` once it is dead and in hand."""
+
+    __slots__ = ("backlog", "recovered", "retry_at_s")
+
+    def __init__(self, path: Path) -> None:
+        self.backlog = Backlog(path)
+        self.recovered: Recovered | None = None
+        self.retry_at_s = 0.0
+
+
+class Shipper:
+    """One per data folder. ``store`` None: reservations lived in the memory of the dead process
+    and went with it, so nothing is settled and marks are written at once.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        insert: Insert,
+        store: QuotaStore | None,
+        context: RecoveryContext,
+        *,
+        known: Known,
+    ) -> None:
+        self._data_dir = data_dir
+        self._insert = insert
+        self._store = store
+        self._context = context
+        self._known = known
+        self._folders: dict[Path, _Folder] = {}
+        self._pass = asyncio.Lock()
+        self.shipped = 0  # records, since the start
+        self.recovered = 0  # of them written here for the dead
+        self.quarantined = 0
+
+    async def ship_once(self) -> int:
+        """One pass; the number of records inserted. Raises what ``insert`` raises.
+
+        Folders of the dead that owe nothing are gone on return.
+        """
+        async with self._pass:
+            self._discover()
+            for folder in self._folders.values():
+                await self._bury(folder)
+            try:
+                return sum([await self._ship(folder) for folder in self._folders.values()])
+            finally:
+                await self._tidy()
+
+    async def run(self, interval_s: float = 0.25) -> None:
+        """Passes without end; failures back off and lose nothing. Cancel to stop, then ``close``."""
+        failures = 0
+        while True:
+            delay_s = interval_s
+            try:
+                full = await self.ship_once() >= BATCH
+                delay_s = 0.0 if full else interval_s
+                if failures:
+                    _log.info("the ledger is back after %d failed passes", failures)
+                failures = 0
+            except Exception as error:  # noqa: BLE001 -- the ledger's driver raises its own kinds
+                delay_s = min(BACK_OFF_MAX_S, interval_s * 2 ** min(failures, 10))
+                if failures == 0:
+                    _log.error("records wait in the journal: %s", type(error).__name__)
+                failures += 1
+            await asyncio.sleep(delay_s)
+
+    @property
+    def drained(self) -> bool:
+        """Nothing is owed by anybody as of the last pass; living folders may remain."""
+        return not any(
+            folder.backlog.unshipped or folder.backlog.unsettled
+            for folder in self._folders.values()
+        )
+
+    def lag(self) -> Lag:
+        """As of the last pass."""
+        backlogs = [folder.backlog for folder in self._folders.values()]
+        return Lag(
+            len(backlogs),
+            sum(backlog.bytes_used for backlog in backlogs),
+            sum(len(backlog.unshipped) for backlog in backlogs),
+            sum(len(backlog.unsettled) for backlog in backlogs),
+            max((_age_s(backlog) for backlog in backlogs), default=0.0),
+        )
+
+    async def close(self) -> None:
+        """Write the marks that came and let go of the folders in hand."""
+        async with self._pass:
+            for folder in self._folders.values():
+                if folder.recovered is not None:
+                    await asyncio.to_thread(folder.recovered.close)
+            self._folders.clear()
+
+    def _discover(self) -> None:
+        sweep_unborn(self._data_dir)
+        there = all_folders(self._data_dir)
+        for path in there:
+            if path not in self._folders:
+                self._folders[path] = _Folder(path)
+        for path in self._folders.keys() - set(there):
+            gone = self._folders.pop(path)
+            if gone.recovered is not None:
+                gone.recovered.close()
+
+    async def _bury(self, folder: _Folder) -> None:
+        """Take a dead life in hand and queue what it owes the store. Failures wait their turn."""
+        if folder.recovered is not None or time.monotonic() < folder.retry_at_s:
+            return
+        path = folder.backlog.folder
+        try:
+            found = await recover(path, known=self._known, context=self._context)
+        except Exception as error:  # noqa: BLE001 -- the ledger's driver, the disk
+            _log.error("%s cannot be recovered yet: %s", path.name, type(error).__name__)
+            folder.retry_at_s = time.monotonic() + RECOVERY_RETRY_S
+            return
+        if found is None:
+            return  # it lives
+        folder.recovered = found
+        folder.backlog = found.backlog
+        self.recovered += found.records
+        if found.records or found.torn or found.released:
+            _log.warning(
+                "%s died with requests open: %d recorded, %d given back, %d unreadable",
+                path.name,
+                found.records,
+                len(found.released),
+                found.torn,
+            )
+        self._settle(found)
+
+    def _settle(self, found: Recovered) -> None:
+        """Everything without a mark goes to the store again; the marks follow its word."""
+        for sequence, release in found.released:
+            done = partial(found.journal.mark_settled, sequence)
+            if self._store is None:
+                done()
+            else:
+                self._store.release(release.tag, release.reservation_id, done)
+        for sequence, settlement in found.settles:
+            done = partial(found.journal.mark_settled, sequence)
+            if self._store is None or settlement is None:
+                done()
+            else:
+                self._store.settle(settlement, done)
+
+    async def _ship(self, folder: _Folder) -> int:
+        """Insert what is new, in order, and remember how far."""
+        backlog = folder.backlog
+        await asyncio.to_thread(backlog.scan)
+        inserted = 0
+        for _ in range(BATCHES_MAX):
+            taken = await asyncio.to_thread(backlog.take, BATCH)
+            if not taken:
+                break
+            records = [pair for pair in map(self._decoded, taken) if pair is not None]
+            if len(records) < len(taken):
+                self._quarantine(backlog, taken)
+            if records:
+                await self._insert(records)
+            backlog.shipped_to(taken[-1][0].sequence)
+            inserted += len(records)
+        self.shipped += inserted
+        return inserted
+
+    def _decoded(self, taken: tuple[Entry, bytes]) -> tuple[bytes, UsageRecord] | None:
+        try:
+            return taken[1], decode(taken[1])
+        except msgspec.MsgspecError:
+            return None
+
+    def _quarantine(self, backlog: Backlog, taken: list[tuple[Entry, bytes]]) -> None:
+        """Payloads this version cannot read are kept as files, so that nothing waits for them."""
+        kept = self._data_dir / QUARANTINE
+        kept.mkdir(mode=0o700, exist_ok=True)
+        for entry, payload in taken:
+            if self._decoded((entry, payload)) is None:
+                path = kept / f"{backlog.folder.name}-{entry.sequence}.record"
+                path.write_bytes(payload)
+                self.quarantined += 1
+                _log.error("a record that cannot be read was put aside as %s", path.name)
+
+    async def _tidy(self) -> None:
+        """Free segments; write marks for the dead; remove folders that owe nothing."""
+        for path, folder in list(self._folders.items()):
+            backlog, found = folder.backlog, folder.recovered
+            try:
+                backlog.free()
+                if found is None:
+                    continue
+                if not backlog.unshipped:
+                    for sequence in found.unreadable:  # put aside, and nobody can settle them
+                        found.journal.mark_settled(sequence)
+                    found.unreadable.clear()
+                if backlog.unsettled:
+                    await asyncio.to_thread(found.journal.flush)
+                    backlog.scan()
+                if not backlog.unsettled and not backlog.unshipped:
+                    del self._folders[path]
+                    found.journal.close()
+                    remove_folder(path)
+                    os.close(found.lock_fd)
+            except (OSError, JournalFull) as error:
+                _log.error("%s cannot be tidied: %s", path.name, error)
+
+
+def _age_s(backlog: Backlog) -> float:
+    if not backlog.unshipped:
+        return 0.0
+    try:
+        record = decode(backlog.payload(backlog.unshipped[0]))
+    except (OSError, msgspec.MsgspecError):
+        return 0.0
+    return max(0.0, time.time() - (record.started_ms + record.total_ms) / 1000)
