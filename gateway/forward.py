@@ -11,6 +11,7 @@ from gateway.contract.edits import edit
 from gateway.contract.envelope import Operation
 from gateway.contract.errors import Overdue
 from gateway.engines import Engine, Engines
+from gateway.errors import error_event
 from gateway.exchange import Exchange
 from gateway.metering.board import Slot
 from gateway.telemetry.counters import Counters
@@ -122,7 +123,9 @@ class Forwarder:
             upstream_model=exchange.model.upstream,
             ask_usage=ask,
             inject_cap=plan.inject_cap,
-            cache_salt=self._salt(exchange.principal.tenant.id) if engine.endpoint.dialect == "vllm" else None,
+            cache_salt=self._salt(exchange.principal.tenant.id)
+            if engine.endpoint.dialect == "vllm"
+            else None,
         )
 
     def _relay(
@@ -153,6 +156,7 @@ class Forwarder:
             headers=headers,
             on_commit=on_commit,
             on_counts=on_counts,
+            say=lambda error: error_event(error, call.request_id),
             release=engine.pool.give_back,
         )
 
@@ -178,18 +182,19 @@ class Forwarder:
             on_silence=relay.ping,
         )
 
-    def _on_chunk(self, call: Call, exchange: Exchange, watch: Watch) -> Callable[[], None]:
+    def _on_chunk(self, call: Call, exchange: Exchange, watch: Watch) -> Callable[[int], None]:
         """Runs after bytes of the answer were handed to the client's socket."""
         last_s = 0.0
         fold = exchange.fold
 
-        def on_chunk() -> None:
+        def on_chunk(frames: int) -> None:
             nonlocal last_s
             now_s = self._monotonic()
             if last_s:
                 self._gaps.observe(now_s - last_s)
             last_s = now_s
-            if fold.completion:
+            exchange.frames += frames
+            if fold.completion or fold.completion is None:
                 exchange.delivered = True
             watch.chunk()
 

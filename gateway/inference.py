@@ -362,9 +362,7 @@ class Inference:
         scope = limit.scope_name.split(" ", 1)[0]
         self._counters.add("tf_refusals_total", labels_of(scope, limit.dimension))
         if verdict.retry_after_ms < 0:
-            return RequestTooLarge(
-                limit.scope_name, limit.dimension, limit.capacity, charge.amount
-            )
+            return RequestTooLarge(limit.scope_name, limit.dimension, limit.capacity, charge.amount)
         return LimitExceeded(
             scope_name=limit.scope_name,
             dimension=limit.dimension,
@@ -399,10 +397,11 @@ class Inference:
 
 async def _read(body: bytes, operation: Operation) -> Envelope:
     """The envelope; a large body is scanned with a turn of the loop every 64 kB."""
-    if len(body) > SLICED_BYTES:
+    large = len(body) > SLICED_BYTES
+    if large:
         for _ in scan(body):
             await asyncio.sleep(0)
-    return parse(body, operation)
+    return parse(body, operation, scanned=large)
 
 
 def _token(request: Request) -> str:

@@ -10,7 +10,9 @@ from quotas.limits import Charge, Level
 FAMILIES = ("requests", "tokens")
 
 
-def rate_headers(charges: tuple[Charge, ...], levels: tuple[Level, ...]) -> list[tuple[bytes, bytes]]:
+def rate_headers(
+    charges: tuple[Charge, ...], levels: tuple[Level, ...]
+) -> list[tuple[bytes, bytes]]:
     """Header pairs for the limits that were evaluated; none for a family without a limit."""
     headers: list[tuple[bytes, bytes]] = []
     for family in FAMILIES:

@@ -13,9 +13,10 @@ from typing import Literal
 
 import msgspec
 
-from gateway.contract.errors import UpstreamError, error_event
+from gateway.contract.errors import UpstreamError
 from gateway.contract.sse import FrameSplitter, FrameTooLarge
 from gateway.contract.usage import (
+    FINAL,
     UsageFold,
     cut,
     error_in,
@@ -62,8 +63,9 @@ class Failed(msgspec.Struct, frozen=True):
 class Ended(msgspec.Struct, frozen=True):
     """After commit. ``ending``: finished, or whatever cut it short."""
 
-    ending: Literal["finished", "engine_error", "client_abort", "timeout", "shutdown",
-                    "key_revoked"]
+    ending: Literal[
+        "finished", "engine_error", "client_abort", "timeout", "shutdown", "key_revoked"
+    ]
 
 
 class Relay:
@@ -71,7 +73,7 @@ class Relay:
     outcome is set:
 
     ``on_commit()``: no other endpoint from here on; ``on_counts()``: the fold changed, and the bytes
-    that carry the counts are not yet handed to the client's socket; ``on_chunk()``: they are.
+    that carry the counts are not yet handed to the client's socket; ``on_chunk(frames)``: they are.
     ``headers`` are the client's answer's, content type apart; ``release`` takes the connection back.
     """
 
@@ -86,12 +88,10 @@ class Relay:
         headers: Headers,
         on_commit: Callable[[], None],
         on_counts: Callable[[], None],
-        on_chunk: Callable[[], None],
+        say: Callable[[Exception], bytes],
         release: Callable[[Upstream], None],
     ) -> None:
-        self.outcome: asyncio.Future[Failed | Ended] = (
-            asyncio.get_running_loop().create_future()
-        )
+        self.outcome: asyncio.Future[Failed | Ended] = asyncio.get_running_loop().create_future()
         self.committed = False
         self._reply = reply
         self._fold = fold
@@ -101,7 +101,8 @@ class Relay:
         self._headers_out = headers
         self._on_commit = on_commit
         self._on_counts = on_counts
-        self._on_chunk = on_chunk
+        self.on_chunk: Callable[[int], None] = _ignore
+        self._say = say
         self._release = release
         self._upstream: Upstream | None = None
         self._splitter = FrameSplitter()
@@ -128,7 +129,7 @@ class Relay:
         if self.outcome.done():
             return
         if error is not None and self._reply.started and not self._reply.gone:
-            self._reply.write(error_event(error))
+            self._reply.write(self._say(error))
             self._reply.finish()
         self._settle(Ended(ending))
         self._drop()
@@ -217,7 +218,7 @@ class Relay:
                 return
             seen = fold.look(frame)
             edited: bytes | None = frame
-            if seen and kept != "all" and not (kept == "final" and seen.final):
+            if seen and kept != "all" and not (kept == "final" and seen == FINAL):
                 edited = cut(frame)
             if edited is not None:
                 out.append(rename(edited, *names) if names else edited)
@@ -231,7 +232,7 @@ class Relay:
     def _send(self, out: list[bytes]) -> None:
         if out:
             self._reply.write(out[0] if len(out) == 1 else b"".join(out))
-            self._on_chunk()
+            self.on_chunk(len(out))
         if self._done:
             self._reply.finish()
             self._settle(Ended("finished"))
@@ -265,7 +266,7 @@ class Relay:
     def _end_badly(self) -> None:
         """After commit, an error is one event and no [DONE]; a whole answer is the caller's to make."""
         if self._reply.started and not self._reply.gone:
-            self._reply.write(error_event(UpstreamError()))
+            self._reply.write(self._say(UpstreamError()))
             self._reply.finish()
         self._settle(Ended("engine_error"))
         self._drop()
@@ -280,16 +281,14 @@ class Relay:
         if self._names:
             body = rename_unary(body, *self._names)
         self._reply.send(200, [*JSON_HEADERS, *self._headers_out], body)
-        self._on_chunk()
+        self.on_chunk(1)
         self._settle(Ended("finished"))
         self._hand_back()
 
     def _refused(self) -> None:
         after = self._header(b"retry-after")
         seconds = float(after) if after and after.isdigit() else None
-        self._settle(
-            Failed(_kind_of(self._status), self._status, b"".join(self._parts), seconds)
-        )
+        self._settle(Failed(_kind_of(self._status), self._status, b"".join(self._parts), seconds))
 
     # -- both --------------------------------------------------------------------------------
 
@@ -319,6 +318,10 @@ class Relay:
 
     def _header(self, name: bytes) -> bytes | None:
         return next((value for key, value in self._headers if key == name), None)
+
+
+def _ignore(_frames: int) -> None:
+    """Until somebody listens."""
 
 
 def _code_in(body: bytes) -> int:

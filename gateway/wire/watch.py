@@ -12,8 +12,17 @@ from gateway.wire.deadlines import Deadline, Wheel
 class Watch:
     """Starts when the request's bytes went upstream. ``on_late(committed)`` runs once at most."""
 
-    __slots__ = ("_committed", "_gap_s", "_on_late", "_on_silence", "_progress", "_silence",
-                 "_silence_s", "_total", "_wheel")
+    __slots__ = (
+        "_committed",
+        "_gap_s",
+        "_on_late",
+        "_on_silence",
+        "_progress",
+        "_silence",
+        "_silence_s",
+        "_total",
+        "_wheel",
+    )
 
     def __init__(
         self,
