@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gateway.metering.board import Board
-from gateway.metering.journal import SEGMENT_BYTES, Journal, sync_folder
+from gateway.metering.journal import SEGMENT_BYTES, Journal, segment_paths, sync_folder
 
 BOARD = "board"
 LOCK = "lock"
@@ -55,6 +55,11 @@ class Incarnation:
             os.close(lock_fd)
             raise
         return cls(folder, board, journal, lock_fd)
+
+    @property
+    def name(self) -> str:
+        """The folder's: unique for ever."""
+        return self.folder.name
 
     def close(self) -> None:
         """Everything written and synced; then the lock goes. Open slots are left for recovery."""
@@ -101,9 +106,12 @@ def dead_folders(data_dir: Path) -> list[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Take a dead life's folder away, the lock last. The caller holds the lock and knows that
-    nothing is owed.
+    """Take a dead life's folder away. The caller holds the lock and knows that nothing is owed.
+
+    Oldest segments first, so that a kill here leaves no frame without its mark; the lock last.
     """
+    for path in segment_paths(folder):
+        path.unlink()
     for path in folder.iterdir():
         if path.name != LOCK:
             path.unlink()

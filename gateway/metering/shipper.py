@@ -249,11 +249,17 @@ class Shipper:
                     backlog.scan()
                 if not backlog.unsettled and not backlog.unshipped:
                     del self._folders[path]
-                    found.journal.close()
-                    remove_folder(path)
-                    os.close(found.lock_fd)
+                    _remove(found)
             except (OSError, JournalFull) as error:
                 _log.error("%s cannot be tidied: %s", path.name, error)
+
+
+def _remove(found: Recovered) -> None:
+    found.journal.close()
+    try:
+        remove_folder(found.folder)
+    finally:
+        os.close(found.lock_fd)
 
 
 def _age_s(backlog: Backlog) -> float:
