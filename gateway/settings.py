@@ -7,7 +7,7 @@ which are rows in the database. ``load`` is the only reader of the environment's
 and is handed them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -97,15 +97,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     wire: WireSettings = WireSettings()
 
 
+#: How near an unknown variable must be to count as mistyped: TF_PROT is, TF_CPP_MIN_LOG_LEVEL not.
+TYPO_RATIO = 0.8
+
+
 class SettingsError(Exception):
     """A flag or variable that cannot be obeyed; the message names it, its value, what is expected."""
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """``origins`` maps a field's path ("wire.head_s") to "default", its variable or its flag."""
+    """``origins`` maps a field's path ("wire.head_s") to "default", its variable or its flag.
+
+    ``ignored``: ``TF_`` variables that are not ours.
+    """
 
     settings: Settings
     origins: dict[str, str]
+    ignored: tuple[str, ...]
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,12 +144,14 @@ class _Field(msgspec.Struct, frozen=True):
 def load(environ: Mapping[str, str], flags: Mapping[str, str]) -> Loaded:
     """Settings from ``TF_`` variables and flags ("--wire-head-s" -> text); flags win.
 
-    An empty text unsets an optional setting. Raises ``SettingsError`` for an unknown ``TF_``
-    variable or flag and for a value that is not what is expected.
+    An empty text unsets an optional setting. Raises ``SettingsError`` for a value that is not what
+    is expected and for a variable that is nearly one of ours; Terraform and TensorFlow have
+    ``TF_`` variables, too, so others are left alone.
     """
     fields = list(_fields(Settings))
-    _refuse_unknown(environ, [f.variable for f in fields], "variable", prefix="TF_")
-    _refuse_unknown(flags, [f.flag for f in fields], "flag", prefix="")
+    variables = {field.variable for field in fields}
+    ignored = sorted(n for n in environ if n.startswith("TF_") and n not in variables)
+    _refuse_unknown(ignored, sorted(variables))
     tree: dict[str, Any] = {}
     origins = {}
     for field in fields:
@@ -159,7 +169,7 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str]) -> Loaded:
         branch[field.path[-1]] = _value(field, origin, text)
     settings = msgspec.convert(tree, Settings)
     _check_proxies(settings.trusted_proxies, origins["trusted_proxies"])
-    return Loaded(settings, origins)
+    return Loaded(settings, origins, tuple(ignored))
 
 
 def describe() -> list[Row]:
@@ -183,7 +193,7 @@ def reference() -> str:
         "# Settings",
         "",
         "Every setting is a variable and a flag of every command. A flag wins over a variable, a",
-        "variable over the default. An unknown `TF_` variable is an error. Accounts, models, limits",
+        "variable over the default. A mistyped `TF_` variable is an error. Accounts, models, limits",
         "and prices are no settings: they are applied from a file (`tokenfactory apply`).",
         "`tokenfactory config show` prints each setting with its origin. This page is generated:",
         "`tokenfactory config reference > docs/settings.md`.",
@@ -224,14 +234,14 @@ def _fields(tree: type[msgspec.Struct], above: tuple[str, ...] = ()) -> Iterator
             yield _Field(path, hint, field.default)
 
 
-def _refuse_unknown(given: Mapping[str, str], known: list[str], noun: str, *, prefix: str) -> None:
+def _refuse_unknown(given: Iterable[str], known: list[str]) -> None:
     for name in sorted(given):
-        if name.startswith(prefix) and name not in known:
-            # Imported here: for those alone who mistyped.
-            from difflib import get_close_matches  # noqa: PLC0415
+        # Imported here: for those alone who set what we do not know.
+        from difflib import get_close_matches  # noqa: PLC0415
 
-            near = get_close_matches(name, known, 1, 0.0)
-            raise SettingsError(f"{name} is no {noun} of ours; the nearest is {near[0]}")
+        near = get_close_matches(name, known, 1, TYPO_RATIO)
+        if near:
+            raise SettingsError(f"{name} is no setting; did you mean {near[0]}?")
 
 
 def _value(field: _Field, origin: str, text: str) -> Any:

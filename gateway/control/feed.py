@@ -17,7 +17,7 @@ import msgspec
 from gateway.link import snapshot_file
 from gateway.link.messages import Moves, Version
 from gateway.link.server import LinkServer, Peer
-from gateway.snapshot import Move
+from gateway.snapshot import Move, Snapshot
 
 MOVES_PER_BODY = 500
 #: Moves kept for peers that are a little behind; beyond, a full load is as cheap.
@@ -42,6 +42,7 @@ class Feed:
 
     def __init__(self, source: Source, server: LinkServer, file: Path) -> None:
         self.version = 0
+        self.snapshot = Snapshot()  # the documents decoded, for recovery and the doctor
         self._source = source
         self._server = server
         self._file = file
@@ -123,6 +124,9 @@ class Feed:
         self._recent.clear()
         self._recent_count = 0
         self.version = version
+        snapshot = Snapshot()
+        snapshot.apply(version, self._documents.values())
+        self.snapshot.adopt(snapshot)
 
     def _take(self, before: int, version: int, moves: tuple[Move, ...]) -> None:
         for move in moves:
@@ -131,6 +135,7 @@ class Feed:
             else:
                 self._documents[move.kind, move.id] = move
         self.version = version
+        self.snapshot.apply(version, moves)
         self._recent.append((before, moves))
         self._recent_count += len(moves)
         while self._recent_count > RECENT_MOVES_MAX:

@@ -57,9 +57,24 @@ def test_a_bad_flag_is_named_as_a_flag() -> None:
         load({}, {"--port": "x"})
 
 
-def test_an_unknown_variable_names_the_nearest() -> None:
-    with pytest.raises(SettingsError, match=r"TF_DATADIR .* TF_DATA_DIR"):
-        load({"TF_DATADIR": "x"}, {})
+@pytest.mark.parametrize(
+    ("mistyped", "meant"),
+    [
+        ("TF_DATADIR", "TF_DATA_DIR"),
+        ("TF_PROT", "TF_PORT"),
+        ("TF_REDIS_URI", "TF_REDIS_URL"),
+        ("TF_PROCESS", "TF_PROCESSES"),
+        ("TF_DATABASEURL", "TF_DATABASE_URL"),
+    ],
+)
+def test_a_mistyped_variable_names_what_was_meant(mistyped: str, meant: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{mistyped} is no setting; did you mean {meant}\?"):
+        load({mistyped: "x"}, {})
+
+
+def test_variables_of_others_with_our_prefix_are_left_alone() -> None:
+    others = ("TF_CLI_CONFIG_FILE", "TF_CPP_MIN_LOG_LEVEL", "TF_IN_AUTOMATION", "TF_LOG")
+    assert load(dict.fromkeys(others, "1"), {}).ignored == others
 
 
 def test_secrets_are_not_shown() -> None:

@@ -106,6 +106,7 @@ async def test_a_fresh_process_gets_everything_and_then_changes(tmp_path: Path) 
         assert (process.bodies[-1].full, len(process.bodies[-1].moves)) == (False, 2)
         assert process.snapshot.tenants[1].name == "renamed"
         assert 2 not in process.snapshot.tenants
+        assert feed.snapshot.tenants == process.snapshot.tenants
     assert log.loads == 1
 
 

@@ -1,0 +1,184 @@
+"""The admin API as the commands see it: over HTTP to a live server, else in this process.
+
+When run.json names a live server, requests go there. Otherwise the data folder's lock is taken, what
+journals still owe is shipped, and the same application answers in this process: a command works
+alike with the server up, down or killed. Not here: what the answers look like to a reader.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+
+from gateway.cli.output import CommandFailed
+from gateway.datafolder import DataFolder, FolderError, RunFile
+from gateway.settings import Loaded
+
+TIMEOUT_S = 30.0
+#: A server that was just killed lets go of the folder within a second, a draining one later.
+LOCK_WAIT_S = 5.0
+RECORDS_PER_PAGE = 1_000
+
+
+class Admin:
+    """One method a question. All raise ``CommandFailed`` with the server's own sentence."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self._http = http
+
+    async def apply(
+        self, document: Any, file: str, *, prune: bool = False, dry_run: bool = False
+    ) -> Any:
+        body = {"document": document, "file": file, "prune": prune, "dry_run": dry_run}
+        return await self._ask("POST", "/admin/v1/apply", body)
+
+    async def keys(self) -> Any:
+        return (await self._ask("GET", "/admin/v1/keys"))["data"]
+
+    async def create_key(self, path: str, models: list[str] | None, expires: str | None) -> Any:
+        body = {"path": path, "models": models, "expires": expires}
+        return await self._ask("POST", "/admin/v1/keys", body)
+
+    async def revoke_key(self, path: str) -> Any:
+        return await self._ask("POST", "/admin/v1/keys/revoke", {"path": path})
+
+    async def rotate_key(self, path: str) -> Any:
+        return await self._ask("POST", "/admin/v1/keys/rotate", {"path": path})
+
+    async def models(self) -> Any:
+        return (await self._ask("GET", "/admin/v1/models"))["data"]
+
+    async def add_model(self, body: dict[str, Any]) -> Any:
+        return await self._ask("POST", "/admin/v1/models", body)
+
+    async def usage(self, by: str, since: str | None) -> Any:
+        params = {"by": by} | ({"since": since} if since else {})
+        return (await self._ask("GET", "/admin/v1/usage", params=params))["data"]
+
+    async def records(self, since: str | None) -> AsyncIterator[Any]:
+        """Every record, oldest first, page by page."""
+        params: dict[str, str] = {"limit": str(RECORDS_PER_PAGE)}
+        if since:
+            params["since"] = since
+        while True:
+            page = await self._ask("GET", "/admin/v1/usage/records", params=params)
+            for record in page["data"]:
+                yield record
+            if page["next"] is None:
+                return
+            params["cursor"] = str(page["next"])
+
+    async def doctor(self) -> Any:
+        return (await self._ask("GET", "/admin/v1/doctor"))["data"]
+
+    async def _ask(
+        self, method: str, path: str, body: Any = None, params: dict[str, str] | None = None
+    ) -> Any:
+        try:
+            response = await self._http.request(method, path, json=body, params=params)
+        except httpx.HTTPError as error:
+            raise CommandFailed(
+                f"the server at {self._http.base_url} does not answer ({error or type(error).__name__})"
+                "; is it draining? try again, or see its log"
+            ) from None
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if response.is_success and answer is not None:
+            return answer
+        raise CommandFailed(_sentence(answer, response))
+
+
+@asynccontextmanager
+async def open_admin(loaded: Loaded) -> AsyncIterator[Admin]:
+    """The live server of the settings' data folder, or its database; raises ``CommandFailed``."""
+    folder = DataFolder(loaded.settings.data_dir)
+    lock_fd = -1
+    try:
+        live = await _live_or_locked(folder)
+        if isinstance(live, RunFile):
+            async with live_admin(live) as admin:
+                yield admin
+            return
+        lock_fd = live
+        # Imported here: SQL and the web framework (0.5 s), for those alone without a live server.
+        from gateway.controlplane import offline  # noqa: PLC0415
+
+        async with (
+            offline(loaded.settings, folder) as app,
+            httpx.AsyncClient(
+                transport=httpx.ASGITransport(app=app),
+                base_url="http://offline",
+                headers={"authorization": f"Bearer {folder.operator_token()}"},
+                timeout=TIMEOUT_S,
+            ) as http,
+        ):
+            yield Admin(http)
+    except FolderError as error:
+        raise CommandFailed(str(error)) from None
+    finally:
+        if lock_fd >= 0:
+            os.close(lock_fd)
+
+
+@asynccontextmanager
+async def live_admin(run: RunFile) -> AsyncIterator[Admin]:
+    async with httpx.AsyncClient(
+        base_url=run.control_url,
+        headers={"authorization": f"Bearer {run.operator_token}"},
+        timeout=TIMEOUT_S,
+        trust_env=False,  # a proxy of the environment has no business on loopback
+    ) as http:
+        yield Admin(http)
+
+
+async def models_at(engine_url: str) -> list[str]:
+    """What an engine lists at /v1/models; raises ``CommandFailed``."""
+    async with httpx.AsyncClient(timeout=5, trust_env=False) as http:
+        try:
+            response = await http.get(engine_url + "/v1/models")
+            names = [str(model["id"]) for model in response.json()["data"]]
+        except httpx.HTTPError as error:
+            reason = str(error) or type(error).__name__
+            raise CommandFailed(f"{engine_url} does not answer ({reason})") from None
+        except (ValueError, KeyError, TypeError):
+            names = []
+    if not names:
+        raise CommandFailed(f"{engine_url} lists no models at /v1/models; is it an engine?")
+    return names
+
+
+async def _live_or_locked(folder: DataFolder) -> RunFile | int:
+    """Who answers now, or the folder's lock; a server that starts or stops is waited for."""
+    folder.make()
+    deadline_s = time.monotonic() + LOCK_WAIT_S
+    while True:
+        run = folder.read_run()
+        if run is not None and await _answers(run):
+            return run
+        try:
+            return folder.lock(wait_s=0)
+        except FolderError:
+            if time.monotonic() >= deadline_s:
+                raise
+        await asyncio.sleep(0.05)
+
+
+async def _answers(run: RunFile) -> bool:
+    async with httpx.AsyncClient(timeout=2, trust_env=False) as http:
+        try:
+            return (await http.get(run.control_url + "/healthz")).is_success
+        except httpx.HTTPError:
+            return False
+
+
+def _sentence(answer: Any, response: httpx.Response) -> str:
+    error = answer.get("error") if isinstance(answer, dict) else None
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        return str(error["message"])
+    return f"the server answered {response.status_code} without saying why; see its log"

@@ -1,0 +1,56 @@
+"""What ``up`` puts into a gateway that has nothing: a pool, its models, and one key to try.
+
+Applied through the admin API like any file. A key's secret is shown once, so each start makes a
+fresh one: the first creates the key, later ones rotate it. Not here: the demo engine.
+"""
+
+from typing import Any
+
+import msgspec
+
+from gateway.cli.client import live_admin, models_at
+from gateway.datafolder import RunFile
+
+KEY_PATH = "demo/first/try"
+
+
+class DemoAccess(msgspec.Struct, frozen=True):
+    """``version`` of the snapshot from which on ``api_key`` works."""
+
+    api_key: str
+    model: str
+    version: int
+
+
+async def make_demo(run: RunFile, engine_url: str, model: str | None) -> DemoAccess:
+    """Apply the demo document to a live gateway; ``model`` None: those the engine lists.
+
+    Raises ``CommandFailed``.
+    """
+    engine_url = engine_url.rstrip("/").removesuffix("/v1")
+    async with live_admin(run) as admin:
+        models = [model] if model else await models_at(engine_url)
+        applied = await admin.apply(document(engine_url, models), "the demo document")
+        secrets = {key["path"]: key["secret"] for key in applied["keys"]}
+        if KEY_PATH in secrets:
+            return DemoAccess(secrets[KEY_PATH], models[0], applied["version"])
+        rotated = await admin.rotate_key(KEY_PATH)
+        return DemoAccess(rotated["secret"], models[0], rotated["version"])
+
+
+def document(engine_url: str, models: list[str]) -> dict[str, Any]:
+    """Generous limits, and prices so that usage shows money."""
+    price = {"currency": "USD", "input": "0.10", "cached_input": "0.05", "output": "0.40"}
+    return {
+        "pools": [{"name": "demo", "endpoints": [{"url": engine_url}]}],
+        "models": [
+            {"name": name, "upstream": name, "pool": "demo", "price": price} for name in models
+        ],
+        "tenants": [
+            {
+                "name": "demo",
+                "limits": {"requests_per_minute": 6_000, "tokens_per_minute": 10_000_000},
+                "projects": [{"name": "first", "keys": [{"name": "try"}]}],
+            }
+        ],
+    }
