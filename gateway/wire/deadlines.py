@@ -1,0 +1,109 @@
+"""One coarse timer wheel for every deadline of a process.
+
+A timer a request costs microseconds each (asyncio.timeout: 3-5 us); moving a due time costs an
+assignment. A deadline fires up to one tick late, never early. A cancelled one is unlinked at once
+and holds nothing of its request. The idea: Varghese and Lauck, "Hashed and Hierarchical Timing
+Wheels", 1987 (scheme 6, one revolution).
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+SLOTS = 512
+log = logging.getLogger("gateway.wire.deadlines")
+
+
+class Deadline:
+    """``due`` is in ticks; a moved deadline is re-placed when its old slot comes round."""
+
+    __slots__ = ("_wheel", "callback", "due", "slot")
+
+    def __init__(self, wheel: "Wheel", due: int, callback: Callable[[], None]) -> None:
+        self._wheel = wheel
+        self.due = due
+        self.callback: Callable[[], None] | None = callback
+        self.slot: set[Deadline] | None = None
+
+    def cancel(self) -> None:
+        """It never fires; safe to repeat."""
+        self.callback = None
+        if self.slot is not None:
+            self.slot.discard(self)
+            self.slot = None
+
+    def move(self, delay_s: float) -> None:
+        """Due ``delay_s`` from now; a later due time only stores a number."""
+        due = self._wheel.tick_at(delay_s)
+        if due >= self.due:
+            self.due = due
+        elif self.callback is not None:
+            self.due = due
+            self._wheel.place(self)
+
+
+class Wheel:
+    """``tick_s`` is the grain. ``advance`` is public so that tests turn it by hand."""
+
+    def __init__(self, tick_s: float, loop: asyncio.AbstractEventLoop) -> None:
+        self._tick_s = tick_s
+        self._loop = loop
+        self._slots: list[set[Deadline]] = [set() for _ in range(SLOTS)]
+        self._now = 0
+        self._began_s = loop.time()
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        if self._handle is None:
+            self._began_s = self._loop.time() - self._now * self._tick_s
+            self._handle = self._loop.call_later(self._tick_s, self._turn)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def add(self, delay_s: float, callback: Callable[[], None]) -> Deadline:
+        deadline = Deadline(self, self.tick_at(delay_s), callback)
+        self.place(deadline)
+        return deadline
+
+    def tick_at(self, delay_s: float) -> int:
+        """The first tick that is not before ``delay_s`` from now."""
+        return self._now + int(delay_s / self._tick_s) + 2
+
+    def place(self, deadline: Deadline) -> None:
+        if deadline.slot is not None:
+            deadline.slot.discard(deadline)
+        slot = self._slots[min(deadline.due, self._now + SLOTS - 1) % SLOTS]
+        slot.add(deadline)
+        deadline.slot = slot
+
+    def advance(self) -> None:
+        """One tick: fire what is due, re-place what has moved or lies a revolution ahead."""
+        self._now += 1
+        slot = self._slots[self._now % SLOTS]
+        if not slot:
+            return
+        due = list(slot)
+        slot.clear()
+        for deadline in due:
+            callback = deadline.callback
+            if callback is None or deadline.slot is not slot:
+                continue
+            deadline.slot = None
+            if deadline.due > self._now:
+                self.place(deadline)
+                continue
+            deadline.callback = None
+            try:
+                callback()
+            except Exception:  # one deadline's bug must not stop the others
+                log.exception("a deadline failed")
+
+    def _turn(self) -> None:
+        """Catch up with the clock, then sleep a tick."""
+        target = int((self._loop.time() - self._began_s) / self._tick_s)
+        while self._now < target:
+            self.advance()
+        self._handle = self._loop.call_later(self._tick_s, self._turn)

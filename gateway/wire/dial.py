@@ -1,0 +1,100 @@
+"""The only code that connects to an address named by a pool or a publisher.
+
+Policy, if any, is checked on the address that is dialled, not on the name. No proxies, no redirects,
+nothing read from the environment.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+ProtocolT = TypeVar("ProtocolT", bound=asyncio.Protocol)
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where an endpoint is. ``prefix`` is a path before /v1, without a trailing slash."""
+
+    host: str
+    port: int
+    tls: bool
+    prefix: str
+    host_header: bytes
+
+
+class ConnectFailed(Exception):
+    """No connection."""
+
+    def __init__(self, reason: str, *, timeout: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.timeout = timeout
+
+
+def parse_endpoint(url: str) -> Address:
+    """``http(s)://host[:port][/prefix]``; raises ``ValueError`` saying what is wrong."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"endpoint url {url!r}: expected http:// or https://")
+    if parts.username or parts.password:
+        raise ValueError("endpoint url: credentials belong in api_key_env or api_key_file")
+    if parts.query or parts.fragment:
+        raise ValueError(f"endpoint url {url!r}: expected no query and no fragment")
+    if not parts.hostname:
+        raise ValueError(f"endpoint url {url!r}: expected a host")
+    tls = parts.scheme == "https"
+    port = parts.port or (443 if tls else 80)
+    host = parts.hostname
+    shown = f"[{host}]" if ":" in host else host
+    default = port == (443 if tls else 80)
+    header = shown if default else f"{shown}:{port}"
+    return Address(host, port, tls, parts.path.rstrip("/"), header.encode("idna"))
+
+
+async def dial(
+    address: Address,
+    factory: Callable[[], ProtocolT],
+    *,
+    connect_timeout_s: float,
+    ca_file: str | None = None,
+    policy: Callable[[str], None] | None = None,
+) -> ProtocolT:
+    """A connected protocol. ``policy(ip)`` raises ``ConnectFailed`` to refuse an address.
+
+    Raises ``ConnectFailed``; TLS handshakes count towards the timeout.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(connect_timeout_s):
+            host, port = address.host, address.port
+            if policy is not None:
+                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                host = str(found[0][4][0])
+                policy(host)
+            context = _tls(ca_file) if address.tls else None
+            transport, protocol = await loop.create_connection(
+                factory,
+                host,
+                port,
+                ssl=context,
+                server_hostname=address.host if address.tls else None,
+            )
+    except TimeoutError:
+        raise ConnectFailed("the connect timed out", timeout=True) from None
+    except (OSError, ssl.SSLError, UnicodeError) as error:
+        raise ConnectFailed(f"cannot connect: {error}") from None
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return protocol
+
+
+@lru_cache(maxsize=64)
+def _tls(ca_file: str | None) -> ssl.SSLContext:
+    """Verified, as strict as the interpreter's default; ``ca_file`` replaces the system's roots."""
+    return ssl.create_default_context(cafile=ca_file)

@@ -1,0 +1,55 @@
+"""HTTP/1.1 heads as bytes, out: status lines and header lines. Pure but for the cached date.
+
+Not here: reading heads (``guard``, ``server``).
+"""
+
+import http
+import time
+from collections.abc import Sequence
+from email.utils import formatdate
+
+Headers = Sequence[tuple[bytes, bytes]]
+_STATUS = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
+    for status in http.HTTPStatus
+}
+_date: tuple[int, bytes] = (0, b"")
+_FORBIDDEN = (b"\r", b"\n", b"\0")
+
+
+def date_line() -> bytes:
+    """The ``date`` header, made once a second."""
+    global _date  # noqa: PLW0603 -- a cache of one value, the same for every connection
+    now_s = int(time.time())
+    if _date[0] != now_s:
+        _date = (now_s, b"date: " + formatdate(now_s, usegmt=True).encode() + b"\r\n")
+    return _date[1]
+
+
+def head(status: int, headers: Headers, framing: bytes, *, close: bool) -> bytes:
+    """A response head. ``framing``: the content-length or transfer-encoding line, or nothing.
+
+    Raises ``ValueError`` for a header that would end its line.
+    """
+    lines = [_STATUS.get(status) or b"HTTP/1.1 %d Status\r\n" % status, date_line()]
+    for name, value in headers:
+        if any(bad in value for bad in _FORBIDDEN):
+            raise ValueError(f"header {name!r} holds a line end")
+        lines.append(b"%b: %b\r\n" % (name, value))
+    lines.append(framing)
+    lines.append(b"connection: close\r\n\r\n" if close else b"\r\n")
+    return b"".join(lines)
+
+
+def sized(length: int) -> bytes:
+    return b"content-length: %d\r\n" % length
+
+
+CHUNKED = b"transfer-encoding: chunked\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of a chunked body; ``data`` must not be empty."""
+    return b"%x\r\n%b\r\n" % (len(data), data)

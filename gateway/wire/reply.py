@@ -1,0 +1,103 @@
+"""The answering side of a client connection, handed to the handler with each request.
+
+One ``send``, or ``start``, ``write`` and ``finish``. Back-pressure and the client's leaving come back
+through three callbacks. Not here: reading requests (``gateway.wire.server``).
+"""
+
+from asyncio import Transport
+from collections.abc import Callable
+
+from gateway.wire import heads
+from gateway.wire.heads import Headers
+
+
+class Reply:
+    """``gone``: the client has left (closed, half-closed, reset, or does not read)."""
+
+    __slots__ = (
+        "_chunked",
+        "_close",
+        "_is_head",
+        "_on_done",
+        "_transport",
+        "bytes_out",
+        "done",
+        "gone",
+        "on_gone",
+        "on_pause",
+        "on_resume",
+        "started",
+    )
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        is_head: bool,
+        http10: bool,
+        close: bool,
+        on_done: Callable[[bool], None],
+    ) -> None:
+        self._transport = transport
+        self._is_head = is_head
+        self._chunked = not http10
+        self._close = close
+        self._on_done = on_done
+        self.started = False
+        self.done = False
+        self.gone = False
+        self.bytes_out = 0
+        self.on_gone: Callable[[], None] | None = None
+        self.on_pause: Callable[[], None] | None = None
+        self.on_resume: Callable[[], None] | None = None
+
+    def send(self, status: int, headers: Headers, body: bytes, *, close: bool = False) -> None:
+        """A whole answer with its length; the body stays away from an answer to HEAD."""
+        if self.gone or self.started:
+            return
+        self.started = True
+        self._close = self._close or close
+        data = heads.head(status, headers, heads.sized(len(body)), close=self._close)
+        self._write(data if self._is_head else data + body)
+        self._end()
+
+    def start(self, status: int, headers: Headers) -> None:
+        """The head of a stream. An HTTP/1.0 client gets no chunks: the close ends its body."""
+        if self.gone or self.started:
+            return
+        self.started = True
+        framing = heads.CHUNKED if self._chunked else b""
+        self._write(heads.head(status, headers, framing, close=self._close))
+
+    def write(self, data: bytes) -> None:
+        """One chunk, one write."""
+        if not self.gone and not self.done and data:
+            self._write(heads.chunk(data) if self._chunked else data)
+
+    def finish(self) -> None:
+        if not self.gone and not self.done:
+            if self._chunked:
+                self._write(heads.LAST_CHUNK)
+            self._end()
+
+    def abort(self) -> None:
+        """Break off: the client sees a connection that did not end as it should."""
+        if not self.done:
+            self.done = True
+            self.gone = True
+            self._transport.abort()
+
+    def leave(self) -> None:
+        """The client has gone; told once."""
+        if not self.gone:
+            self.gone = True
+            if self.on_gone is not None:
+                self.on_gone()
+
+    def _end(self) -> None:
+        self.done = True
+        self._on_done(self._close)
+
+    def _write(self, data: bytes) -> None:
+        self.bytes_out += len(data)
+        self._transport.write(data)

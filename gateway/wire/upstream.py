@@ -1,0 +1,167 @@
+"""One keep-alive connection to an engine: a request out, its response in, nothing else.
+
+Bytes before a request or beyond a response poison nothing: the socket is closed and the next
+client never sees them. Closing it is how an engine learns that nobody waits. Parsed by llhttp.
+"""
+
+import asyncio
+from asyncio import Transport
+from typing import Protocol
+
+import msgspec
+from httptools import HttpParserError, HttpResponseParser
+
+HEAD_BYTES_MAX = 65_536
+
+
+class UpstreamCut(msgspec.Struct, frozen=True):
+    """The response did not end as it said. ``reused``: the socket had served before."""
+
+    before_any_byte: bool
+    reused: bool
+    reason: str
+
+
+class Receiver(Protocol):
+    """What a response is told to, in order: one head, any bodies, then an end or a cut."""
+
+    def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None: ...
+
+    def on_body(self, data: bytes) -> None: ...
+
+    def on_end(self) -> None: ...
+
+    def on_cut(self, failure: UpstreamCut) -> None: ...
+
+
+class Upstream(asyncio.Protocol):
+    """``reusable`` once a response ended cleanly. ``idle_since_s`` is the pool's."""
+
+    transport: Transport
+
+    def __init__(self) -> None:
+        self.alive = True
+        self.served = 0
+        self.idle_since_s = 0.0
+        self._receiver: Receiver | None = None
+        self._parser: HttpResponseParser | None = None
+        self._any_byte = False
+        self._head_bytes = 0
+        self._head_done = False
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._framed = False
+        self._complete = False
+
+    @property
+    def reusable(self) -> bool:
+        return self.alive and self._receiver is None and not self.transport.is_closing()
+
+    def send(self, head: bytes, body: bytes, receiver: Receiver) -> None:
+        """Begin a request; the receiver hears of its response from now on."""
+        self._receiver = receiver
+        self._parser = HttpResponseParser(self)
+        self._any_byte = self._head_done = self._framed = self._complete = False
+        self._head_bytes = 0
+        self._headers = []
+        if not self.alive:
+            asyncio.get_running_loop().call_soon(self._cut, "the connection had closed")
+            return
+        self.transport.write(head + body)
+
+    def pause(self) -> None:
+        if self.alive and not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        if self.alive and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def abort(self) -> None:
+        """Close at once and tell nobody: the engine stops working on it."""
+        self._receiver = None
+        self.alive = False
+        self.transport.abort()
+
+    # -- the transport's callbacks ------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._receiver is None or self._parser is None:
+            self.abort()  # nobody asked: this socket is not trusted with a request
+            return
+        self._any_byte = True
+        if not self._head_done:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES_MAX and data.find(b"\r\n\r\n") < 0:
+                self._cut("the response head is too large")
+                return
+        try:
+            self._parser.feed_data(data)
+        except HttpParserError:
+            if self._receiver is not None or not self._complete:
+                self._cut("the response is not HTTP")
+            else:
+                self.abort()  # bytes beyond the response that had ended
+            return
+        if self._complete and self._receiver is not None:
+            self._finish()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.alive = False
+        if self._receiver is None:
+            return
+        if self._head_done and not self._framed and not self._complete and exc is None:
+            self._finish()  # the close ends a body without a length (RFC 9112 6.3, case 8)
+            return
+        self._cut("the engine closed the connection")
+
+    # -- llhttp's callbacks -------------------------------------------------------------------
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        self._headers.append((name, value))
+        if name in (b"content-length", b"transfer-encoding"):
+            self._framed = True
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        status = self._parser.get_status_code()
+        if status < 200:  # noqa: PLR2004 -- an interim answer is skipped; the final one follows
+            self._headers = []
+            return
+        self._head_done = True
+        if self._receiver is not None:
+            self._receiver.on_head(status, self._headers)
+
+    def on_body(self, data: bytes) -> None:
+        if self._receiver is not None:
+            self._receiver.on_body(data)
+
+    def on_message_complete(self) -> None:
+        if self._head_done:
+            self._complete = True
+
+    # -- endings ------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        assert self._parser is not None
+        receiver, self._receiver = self._receiver, None
+        if not self._parser.should_keep_alive():
+            self.alive = False
+            self.transport.close()
+        self.served += 1
+        if receiver is not None:
+            receiver.on_end()
+
+    def _cut(self, reason: str) -> None:
+        receiver, self._receiver = self._receiver, None
+        self.alive = False
+        self.transport.abort()
+        if receiver is not None:
+            receiver.on_cut(UpstreamCut(not self._any_byte, self.served > 0, reason))
