@@ -40,13 +40,17 @@ class Bucket:
         return self.level
 
     def configure(self, capacity: int, per_minute: int, now_ms: int) -> int:
-        """Advance under the limit's figures as they are now; usage is kept, a surplus is cut."""
-        self.capacity = capacity
-        self.per_minute = per_minute
+        """Advance, then go on under the figures given: a change is not retroactive.
+
+        What flowed in before now did so at the old rate; usage is kept and a surplus is cut.
+        """
         level = self.advance(now_ms)
-        full = capacity * TICKS
-        if level > full:
-            self.level = level = full
+        if capacity != self.capacity or per_minute != self.per_minute:
+            self.capacity = capacity
+            self.per_minute = per_minute
+            full = capacity * TICKS
+            if level > full:
+                self.level = level = full
         return level
 
     def add(self, units: int, now_ms: int) -> None:

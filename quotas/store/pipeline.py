@@ -95,8 +95,8 @@ class _Connection(asyncio.Protocol):
         self._heard_s = self._loop.time()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        # uvloop's transports are no subclasses of asyncio's, so this cannot be asserted.
+        self._transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._heard_s = self._loop.time()
@@ -242,7 +242,9 @@ class Pipeline:
         stalled_s = self._timeout_s * STALLED_TIMEOUTS
         while not lost.is_set():
             try:
-                await asyncio.wait_for(lost.wait(), self._timeout_s)
+                # Not wait_for: before Python 3.12 it swallows a cancellation that comes with the loss.
+                async with asyncio.timeout(self._timeout_s):
+                    await lost.wait()
             except TimeoutError:
                 if connection.stalled(stalled_s):
                     return

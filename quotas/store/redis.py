@@ -146,7 +146,7 @@ class RedisStore:
         except (StoreUnavailable, asyncio.CancelledError):
             self.release(tag, reservation_id)
             raise
-        self.clock_ms = cast(int, reply[0])
+        self._note_clock(reply)
         if reply[1] != 1:
             self._let_go(tag, reservation_id)
         if reply[1] == -1:
@@ -248,6 +248,7 @@ class RedisStore:
                 job.whole = _code(reply) == "NOSCRIPT"
                 self._retry_soon()
             return
+        self._note_clock(reply)
         self._unacknowledged.pop(job, None)
         if job.done is not None:
             # Not here: what a caller raises must not break the order of replies.
@@ -256,6 +257,9 @@ class RedisStore:
             self._idle.set()
         elif self._unsent:
             self._pump()
+
+    def _note_clock(self, reply: object) -> None:
+        self.clock_ms = cast("list[int]", reply)[0]
 
     def _note(self, error: hiredis.ReplyError) -> None:
         if _code(error) == "READONLY":  # a failover left us with a replica; the name may know more

@@ -45,7 +45,8 @@ for i, entry in ipairs(entries) do
       local at_ms, old_capacity, old_per_minute
       level, at_ms, old_capacity, old_per_minute = parse(found[i + 3])
       anew[i] = at_ms > now_ms or old_capacity ~= capacity or old_per_minute ~= per_minute
-      level = math.min(capacity * TICKS, flowed(level, at_ms, capacity, per_minute))
+      level = flowed(level, at_ms, old_capacity, old_per_minute)
+      level = math.min(capacity * TICKS, level)
     end
     levels[i] = level
     if amount > 0 and level < amount * TICKS then

@@ -1,0 +1,342 @@
+"""What only the shared store has: owners and leases, outages, queued steps, keys, proofs of bounds."""
+
+import asyncio
+import random
+import time
+
+import pytest
+
+import quotas.store.redis as redis_store
+from quotas.errors import QuotaError, StoreUnavailable
+from quotas.limits import Charge
+from quotas.store.redis import RedisStore
+from tests.support.limits import bucket, left, settlement, slots
+from tests.support.until import until
+
+TENANT, KEY = bucket("t1"), bucket("k1")
+
+
+@pytest.fixture
+async def opened():
+    """Opens stores that the test leaves to us to close."""
+    stores = []
+
+    async def open_one(server, owner="o1", **options):
+        store = RedisStore(server.unix_url, name="redis", owner=owner, **options)
+        stores.append(store)
+        await store.start()
+        return store
+
+    yield open_one
+    for store in stores:
+        await store.close()
+
+
+async def test_every_key_of_a_tenant_shares_its_hash_tag_and_all_but_the_epoch_expire(
+    own_valkey, opened
+):
+    store = await opened(own_valkey)
+    for n in range(3):
+        charges = (Charge(TENANT, 5), Charge(KEY, 5), Charge(slots(), 1))
+        await store.reserve("t7", f"r{n}", charges, 60)
+    store.settle(settlement("t7", "r0", "", Charge(TENANT, 1)))
+    store.release("t7", "unknown")
+    store.settle(settlement("t7", "lost", "another life", Charge(TENANT, 1)))
+    assert await store.flush(2)
+
+    keys = own_valkey.admin.keys()
+
+    assert all(key.startswith("tf:{t7}:") for key in keys)
+    forever = [key for key in keys if own_valkey.admin.ttl(key) < 0]
+    assert forever == ["tf:{t7}:epoch"]
+    assert own_valkey.admin.pttl("tf:{t7}:r:r1") <= 60_000
+
+
+async def test_bucket_key_lives_until_it_would_be_full_and_absent_is_full(valkey, opened, tag):
+    store = await opened(valkey)
+    limit = bucket("k1", capacity=600, per_minute=60)
+    await store.reserve(tag, "a", (Charge(limit, 600),), 60)
+
+    alive_ms = valkey.admin.pttl(f"tf:{{{tag}}}:b:k1:tokens")
+
+    assert 600_000 < alive_ms <= 660_000
+
+
+async def test_holds_of_a_process_whose_lease_ran_out_go_free(valkey, opened, tag):
+    dead, alive = await opened(valkey, "dead"), await opened(valkey, "alive")
+    assert (await dead.reserve(tag, "a", (Charge(slots(), 2),), 60)).admitted
+    assert not (await alive.reserve(tag, "b", (Charge(slots(), 1),), 60)).admitted
+
+    valkey.admin.zadd(f"tf:{{{tag}}}:leases", {"dead": 1})
+
+    assert (await alive.reserve(tag, "c", (Charge(slots(), 1),), 60)).admitted
+    assert valkey.admin.hkeys(f"tf:{{{tag}}}:h:t1:concurrency") == ["alive"]
+
+
+async def test_settle_of_a_pruned_hold_does_not_free_a_later_one_of_the_same_process(
+    valkey, opened, tag
+):
+    frozen, other = await opened(valkey, "frozen"), await opened(valkey, "other")
+    first = await frozen.reserve(tag, "old", (Charge(slots(), 1),), 60)
+    valkey.admin.zadd(f"tf:{{{tag}}}:leases", {"frozen": 1})
+    await other.reserve(tag, "b", (Charge(slots(), 1),), 60)  # prunes
+    assert (await frozen.reserve(tag, "new", (Charge(slots(), 1),), 60)).admitted
+
+    frozen.settle(settlement(tag, "old", first.epoch, Charge(slots(), 1)))
+    assert await frozen.flush(2)
+
+    assert not (await other.reserve(tag, "c", (Charge(slots(), 1),), 60)).admitted
+
+
+async def test_lease_is_renewed_while_something_is_held_and_only_then(
+    valkey, opened, tag, monkeypatch
+):
+    monkeypatch.setattr(redis_store, "RENEW_EVERY_S", 0.02)
+    store = await opened(valkey)
+    leases = f"tf:{{{tag}}}:leases"
+    await store.reserve(tag, "a", (Charge(slots(), 1), Charge(TENANT, 1)), 60)
+    valkey.admin.zadd(leases, {"o1": 5})
+    await until(lambda: valkey.admin.zscore(leases, "o1") > 5)
+
+    store.release(tag, "a")
+    assert await store.flush(2)
+    valkey.admin.zadd(leases, {"o1": 5})
+    await asyncio.sleep(0.1)
+
+    assert valkey.admin.zscore(leases, "o1") == 5
+
+
+async def test_clock_that_stepped_back_grants_nothing_and_does_not_freeze(valkey, opened, tag):
+    store = await opened(valkey)
+    limit = bucket("k1", capacity=100, per_minute=60_000)
+    key = f"tf:{{{tag}}}:b:k1:tokens"
+    await store.reserve(tag, "a", (Charge(limit, 100),), 60)
+    future_ms = store.clock_ms + 3_600_000
+    valkey.admin.set(key, f"0 {future_ms} 100 60000")
+
+    refused = await store.reserve(tag, "b", (Charge(limit, 20),), 60)
+    anchored_ms = int(valkey.admin.get(key).split()[1])
+    await asyncio.sleep(0.025)
+
+    assert (refused.admitted, left(refused.levels), refused.retry_after_ms) == (False, [0], 20)
+    assert anchored_ms < future_ms - 3_500_000
+    assert (await store.reserve(tag, "c", (Charge(limit, 20),), 60)).admitted
+
+
+async def test_scripts_that_the_server_forgot_are_sent_again(valkey, opened, tag):
+    store = await opened(valkey)
+    await store.ping()
+    valkey.admin.script_flush()
+    first = await store.reserve(tag, "a", (Charge(TENANT, 100),), 60)
+    valkey.admin.script_flush()
+
+    store.settle(settlement(tag, "a", first.epoch, Charge(TENANT, 40)))
+
+    assert await store.flush(2)
+    assert left((await store.reserve(tag, "b", (Charge(TENANT, 0),), 60)).levels) == [960]
+
+
+async def test_queued_steps_outlive_a_killed_server_and_are_acknowledged_once(own_valkey, opened):
+    store = await opened(own_valkey)
+    first = await store.reserve("t1", "r0", (Charge(TENANT, 10),), 60)
+    own_valkey.kill()
+    acknowledged = []
+    for n in range(600):
+        store.settle(
+            settlement("t1", f"r{n}", first.epoch, Charge(TENANT, 1)),
+            lambda n=n: acknowledged.append(n),
+        )
+    assert not await store.flush(0.1)
+    assert store.settle_lag_s() >= 0.1
+
+    own_valkey.start()
+
+    assert await store.flush(4)
+    await until(lambda: len(acknowledged) == 600)
+    assert sorted(acknowledged) == list(range(600))
+    # A new life of the data: every one of them was charged in full, once.
+    verdict = await store.reserve("t1", "probe", (Charge(TENANT, 0),), 60)
+    assert left(verdict.levels) == [400]
+    assert store.settle_lag_s() == 0
+
+
+async def test_reserve_while_down_fails_at_once_and_leaves_nothing_queued(own_valkey, opened):
+    store = await opened(own_valkey)
+    own_valkey.kill()
+    await until(lambda: not store._pipeline.connected)
+
+    with pytest.raises(StoreUnavailable):
+        await store.reserve("t1", "a", (Charge(TENANT, 1),), 60)
+    with pytest.raises(StoreUnavailable):
+        await store.ping()
+
+    assert await store.flush(0)
+
+
+async def test_reserve_that_ran_out_of_time_is_released_when_the_store_is_back(own_valkey, opened):
+    store = await opened(own_valkey, timeout_s=0.1)
+    await store.reserve("t1", "before", (Charge(TENANT, 0),), 60)
+    own_valkey.pause()
+
+    late = await asyncio.gather(
+        *(
+            store.reserve("t1", f"r{n}", (Charge(TENANT, 10), Charge(slots(), 1)), 60)
+            for n in "abc"
+        ),
+        return_exceptions=True,
+    )
+    own_valkey.resume()
+
+    assert {type(reply) for reply in late} == {StoreUnavailable}
+    assert await store.flush(4)
+    verdict = await store.reserve("t1", "probe", (Charge(TENANT, 0), Charge(slots(), 0)), 60)
+    assert left(verdict.levels) == [1000, 2]
+
+
+async def test_store_that_hangs_for_long_is_left_and_found_again(own_valkey, opened):
+    store = await opened(own_valkey, timeout_s=0.1)
+    first = await store.reserve("t1", "a", (Charge(TENANT, 100),), 60)
+    own_valkey.pause()
+    store.settle(settlement("t1", "a", first.epoch, Charge(TENANT, 30)))
+    await until(lambda: not store._pipeline.connected)
+    own_valkey.resume()
+
+    assert await store.flush(4)
+    verdict = await store.reserve("t1", "probe", (Charge(TENANT, 0),), 60)
+    assert left(verdict.levels) == [970]
+
+
+async def test_two_thousand_cancelled_reserves_leak_nothing(valkey, opened, tag):
+    chance = random.Random(11)
+    store = await opened(valkey, timeout_s=2.0)
+    holds, tokens = slots(capacity=10**6), bucket(capacity=10**6)
+    wrong = cancelled = 0
+
+    async def one(name, amount):
+        nonlocal wrong
+        first = await store.reserve(tag, name, (Charge(tokens, amount), Charge(holds, 1)), 60)
+        again = await store.reserve(tag, name, (Charge(tokens, amount), Charge(holds, 1)), 60)
+        wrong += first != again
+        store.release(tag, name)
+
+    for start in range(0, 3200, 80):
+        tasks = [asyncio.create_task(one(f"r{start + n}", n + 1)) for n in range(80)]
+        for _ in range(chance.randrange(6)):
+            await asyncio.sleep(0)
+        for task in chance.sample(tasks, 55):
+            cancelled += task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert await store.flush(4)
+    verdict = await store.reserve(tag, "probe", (Charge(tokens, 0), Charge(holds, 0)), 60)
+    assert cancelled >= 2000
+    assert wrong == 0
+    assert left(verdict.levels) == [10**6, 10**6]
+    assert store._holding == {}
+
+
+async def test_server_out_of_memory_is_unavailability_and_steps_wait_for_room(own_valkey, opened):
+    store = await opened(own_valkey)
+    first = await store.reserve("t1", "a", (Charge(TENANT, 100),), 60)
+    own_valkey.admin.config_set("maxmemory", 1)
+
+    with pytest.raises(StoreUnavailable, match="OOM"):
+        await store.reserve("t1", "b", (Charge(TENANT, 100),), 60)
+    store.settle(settlement("t1", "a", first.epoch, Charge(TENANT, 30)))
+    assert not await store.flush(0.1)
+    own_valkey.admin.config_set("maxmemory", 0)
+
+    assert await store.flush(2)
+    verdict = await store.reserve("t1", "probe", (Charge(TENANT, 0),), 60)
+    assert left(verdict.levels) == [970]
+
+
+async def test_replica_is_left_for_whoever_is_primary_now(own_valkey, opened):
+    store = await opened(own_valkey)
+    await store.reserve("t1", "a", (Charge(TENANT, 100),), 60)
+    own_valkey.admin.replicaof("127.0.0.1", 1)
+
+    with pytest.raises(StoreUnavailable):
+        await store.reserve("t1", "b", (Charge(TENANT, 100),), 60)
+    own_valkey.admin.replicaof("NO", "ONE")
+
+    assert await store.flush(4)
+    verdict = await store.reserve("t1", "probe", (Charge(TENANT, 0),), 60)
+    assert left(verdict.levels) == [900]
+
+
+async def test_malformed_url_is_refused_at_once():
+    with pytest.raises(QuotaError):
+        RedisStore("memcached://h", name="redis", owner="o1")
+
+
+async def test_levels_never_overshoot_burst_and_refill(valkey, opened, tag):
+    """32 tasks on two processes' stores: used <= burst + rate x time, whatever is refunded."""
+    chance = random.Random(3)
+    stores = [await opened(valkey, owner, timeout_s=2.0) for owner in ("o1", "o2")]
+    limits = [bucket(f"s{n}", capacity=4_000, per_minute=600_000) for n in range(3)]
+    used = admitted = refused = 0
+    began_ms = time.monotonic_ns() // 1_000_000
+
+    async def task(number):
+        nonlocal used, admitted, refused
+        store = stores[number % 2]
+        for turn in range(40):
+            name = f"r{number}-{turn}"
+            asked = chance.randrange(100, 500)
+            charges = [Charge(limit, asked) for limit in limits]
+            verdict = await store.reserve(tag, name, charges, 60)
+            if not verdict.admitted:
+                refused += 1
+                await asyncio.sleep(chance.random() * 0.002)
+                continue
+            admitted += 1
+            truly = chance.randrange(asked // 4, asked + 1)
+            await asyncio.sleep(chance.random() * 0.002)
+            used += truly
+            actual = [Charge(limit, truly) for limit in limits]
+            store.settle(settlement(tag, name, verdict.epoch, *actual))
+
+    await asyncio.gather(*(task(number) for number in range(32)))
+    for store in stores:
+        assert await store.flush(3)
+    took_ms = time.monotonic_ns() // 1_000_000 - began_ms + 2
+
+    assert refused > 100
+    assert admitted > 20
+    assert used <= 4_000 + 10 * took_ms
+
+
+async def test_holds_never_exceed_their_number_over_two_processes(valkey, opened, tag):
+    chance = random.Random(5)
+    stores = [await opened(valkey, owner, timeout_s=2.0) for owner in ("o1", "o2")]
+    limit = slots(capacity=5)
+    running = most = refused = 0
+
+    async def task(number):
+        nonlocal running, most, refused
+        store = stores[number % 2]
+        for turn in range(25):
+            name = f"r{number}-{turn}"
+            verdict = await store.reserve(tag, name, (Charge(limit, 1),), 60)
+            if not verdict.admitted:
+                refused += 1
+                await asyncio.sleep(0)
+                continue
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(chance.random() * 0.003)
+            running -= 1
+            if chance.random() < 0.5:
+                store.release(tag, name)
+            else:
+                store.settle(settlement(tag, name, verdict.epoch, Charge(limit, 1)))
+
+    await asyncio.gather(*(task(number) for number in range(32)))
+    for store in stores:
+        assert await store.flush(3)
+
+    verdict = await stores[0].reserve(tag, "probe", (Charge(limit, 0),), 60)
+    assert most == 5
+    assert refused > 50
+    assert left(verdict.levels) == [5]
