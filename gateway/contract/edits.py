@@ -1,6 +1,7 @@
-"""The declared edits of a request body, as byte spans: nothing is parsed and written anew.
+"""The declared edits of a request's body: bytes cut, replaced or spliced in, never re-serialised.
 
-Model name, usage in streams, privileged inputs out, an output cap and a cache salt in. Pure.
+Unknown fields, their order, escapes and spacing survive, and no edit makes a second key of one name:
+a field that is there is changed where it stands. Not here: finding the spans (``contract.spans``).
 """
 
 from typing import Literal
@@ -8,9 +9,13 @@ from typing import Literal
 import msgspec
 
 from gateway.contract.envelope import Envelope
-from gateway.contract.spans import members, rebuild
 
-_TRUE = b"true"
+#: (start, end, replacement); spans in order, not overlapping.
+Edit = tuple[int, int, bytes]
+WANTED: dict[str, tuple[str, ...]] = {
+    "continuous": ("include_usage", "continuous_usage_stats"),
+    "final": ("include_usage",),
+}
 
 
 def edit(
@@ -22,33 +27,77 @@ def edit(
     inject_cap: int | None,
     cache_salt: str | None,
 ) -> bytes:
-    """The body for the engine. ``body`` is what ``envelope`` was parsed from."""
-    replace: dict[str, bytes] = {}
-    add: dict[str, bytes] = {}
-    remove = set(envelope.dropped)
-    if upstream_model != envelope.model:
-        replace["model"] = msgspec.json.encode(upstream_model)
-    if envelope.stream and ask_usage is not None:
-        replace["stream_options"] = _asking(envelope.stream_options, ask_usage)
-    elif envelope.stream_options is not None and ask_usage is None:
-        # Without a stream engines refuse the field; where they know no usage they refuse it too.
-        remove.add("stream_options")
+    """The bytes an engine gets; ``body`` itself where nothing is to be changed.
+
+    ``ask_usage``: counts a stream is to carry. ``inject_cap``: ``max_tokens`` where the caller gave
+    none. ``cache_salt``: ours, in place of any of the caller's.
+    """
+    edits: list[Edit] = []
+    added: list[bytes] = []
+    if envelope.dropped:
+        _remove(envelope, edits)
+    if envelope.model != upstream_model:
+        _put(envelope, "model", msgspec.json.encode(upstream_model), edits, added)
+    if ask_usage is not None and envelope.stream:
+        _ask(envelope, WANTED[ask_usage], edits, added)
     if inject_cap is not None:
-        remove.add("max_completion_tokens")  # present only as null
-        replace["max_tokens"] = b"%d" % inject_cap
+        _put(envelope, "max_tokens", b"%d" % inject_cap, edits, added)
     if cache_salt is not None:
-        add["cache_salt"] = msgspec.json.encode(cache_salt)
-    if not (replace or add or remove):
-        return body
-    return rebuild(body, envelope.members, remove=frozenset(remove), replace=replace, add=add)
+        added.append(b'"cache_salt":' + msgspec.json.encode(cache_salt))
+    if added:
+        first = next(each for each in envelope.members if each.key not in envelope.dropped)
+        edits.append((first.start, first.start, b",".join(added) + b","))
+    return _apply(body, edits) if edits else body
 
 
-def _asking(options: bytes | None, ask: Literal["continuous", "final"]) -> bytes:
-    wanted = {"include_usage": _TRUE}
-    if ask == "continuous":
-        wanted["continuous_usage_stats"] = _TRUE
+def _remove(envelope: Envelope, edits: list[Edit]) -> None:
+    """Privileged members with the comma after them; at the end of the object, the one before."""
+    members = envelope.members
+    dropped = [at for at, member in enumerate(members) if member.key in envelope.dropped]
+    # ``model`` is always there and never dropped, so one is kept.
+    last_kept = max(at for at, member in enumerate(members) if member.key not in envelope.dropped)
+    edits += [(members[at].start, members[at + 1].start, b"") for at in dropped if at < last_kept]
+    if dropped[-1] > last_kept:
+        edits.append((members[last_kept].end, members[-1].end, b""))
+
+
+def _put(envelope: Envelope, key: str, value: bytes, edits: list[Edit], added: list[bytes]) -> None:
+    at = envelope.index.get(key)
+    if at is None:
+        added.append(b'"' + key.encode() + b'":' + value)
+    else:
+        edits.append((envelope.members[at].value, envelope.members[at].end, value))
+
+
+def _ask(
+    envelope: Envelope, wanted: tuple[str, ...], edits: list[Edit], added: list[bytes]
+) -> None:
+    """``stream_options`` with the wanted flags true, whatever is there already."""
+    options = envelope.options
+    whole = b"{" + b",".join(b'"%s":true' % key.encode() for key in wanted) + b"}"
     if options is None:
-        options = b"{}"
-    found = members(options, "stream_options")
-    remove = frozenset() if ask == "continuous" else frozenset({"continuous_usage_stats"})
-    return rebuild(options, found, replace=wanted, remove=remove)
+        _put(envelope, "stream_options", whole, edits, added)
+        return
+    held = envelope.members[envelope.index["stream_options"]]
+    if not options.members:
+        edits.append((held.value, held.end, whole))
+        return
+    missing = b"".join(b'"%s":true,' % key.encode() for key in wanted if key not in options.index)
+    if missing:
+        at = held.value + options.members[0].start
+        edits.append((at, at, missing))
+    for key in wanted:
+        if key in options.index:
+            flag = options.members[options.index[key]]
+            edits.append((held.value + flag.value, held.value + flag.end, b"true"))
+
+
+def _apply(body: bytes, edits: list[Edit]) -> bytes:
+    edits.sort()
+    parts: list[bytes] = []
+    at = 0
+    for start, end, replacement in edits:
+        parts += (body[at:start], replacement)
+        at = end
+    parts.append(body[at:])
+    return b"".join(parts)

@@ -1,199 +1,233 @@
-"""What the gateway reads of a request body: a few fields, by type, with the path of what is wrong.
+"""What the gateway reads of a request's body: a typed envelope around bytes that stay as they are.
 
-Everything else passes through unread. Not here: edits (``edits``), which models exist.
+Wrong types of what is read are refused with the field's path; everything else is the engine's to
+judge. The engine reads the same bytes with another parser, so whatever two parsers could read in
+two ways (duplicates, NaN, numbers in strings) is refused here. Not here: the edits
+(``contract.edits``), limits and models.
 """
 
-from collections.abc import Iterator
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, NoReturn, TypeVar
 
 import msgspec
 
 from gateway.contract.errors import InvalidBody
-from gateway.contract.spans import SLICE_BYTES, DepthScan, Member, members
+from gateway.contract.skeleton import Shape
+from gateway.contract.spans import LIST_MAX, PRIVILEGED, Member, Scan, members_of
 
 Operation = Literal["chat", "completions", "embeddings"]
 OPERATIONS: tuple[Operation, ...] = ("chat", "completions", "embeddings")
-#: Choices per prompt: an unbounded n has killed engines (CVE-2026-34756).
-N_MAX = 8
-PROMPTS_MAX = 2048
-MODEL_BYTES_MAX = 256
-#: OpenAI's own default on /v1/completions.
-COMPLETIONS_CAP = 16
-#: Engine-privileged inputs that no caller may set; DESIGN: removed and named in x-tf-dropped.
-PRIVILEGED = (
-    "priority",
-    "cache_salt",
-    "kv_transfer_params",
-    "ec_transfer_params",
-    "vllm_xargs",
-    "request_id",
-    "session_id",
-    "prompt_embeds",
-    "mm_processor_kwargs",
-    "chat_template",
-    "stream_interval",
-)
-_PRIVILEGED = frozenset(PRIVILEGED)
-#: Below this many brackets no body can be too deep, and counting them is one pass in C.
-_BRACKETS_SAFE = 64
+#: Tokens an engine makes where the operation has a default of its own; chat has none.
+DEFAULT_CAPS: dict[Operation, int | None] = {"chat": None, "completions": 16, "embeddings": 0}
+CHOICES_MAX = 8
+MODEL_CHARS_MAX = 256
+CAP_MAX = (1 << 31) - 1
+OPTIONS_BYTES_MAX = 4096
+OPTION_KEYS = frozenset(("include_usage", "continuous_usage_stats"))
 
-_int = msgspec.json.Decoder(int | None)
-_bool = msgspec.json.Decoder(bool | None)
-_str = msgspec.json.Decoder(str)
-_any = msgspec.json.Decoder()
-_list = msgspec.json.Decoder(list[msgspec.Raw])
+_INT: msgspec.json.Decoder[int | None] = msgspec.json.Decoder(int | None)
+_BOOL: msgspec.json.Decoder[bool | None] = msgspec.json.Decoder(bool | None)
+_STR: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
+T = TypeVar("T", int, bool, str)
 
 
-class Envelope:
-    """``n``: choices per prompt. ``cap``: the caller's own output cap. ``default_cap``: the
-    operation's, where the caller gave none and nothing is to be injected (0 for embeddings).
+class Options(msgspec.Struct, frozen=True):
+    """``stream_options``: its members, with spans relative to the value's own first byte."""
+
+    members: list[Member]
+    index: dict[str, int]
+    include_usage: bool
+    continuous_usage: bool
+
+
+class Envelope(msgspec.Struct):
+    """One request as read. ``members`` and ``index`` are the top level's spans, for the edits.
+
+    ``n``: choices per prompt, max(n, best_of). ``cap``: the caller's own, None = not said;
+    ``default_cap``: the operation's, None = to be injected. ``text_bytes``: what the prompt's
+    estimate is made from. ``dropped``: privileged fields that will not reach the engine.
     """
 
-    __slots__ = (
-        "cap",
-        "continuous_usage",
-        "default_cap",
-        "dropped",
-        "include_usage",
-        "members",
-        "model",
-        "n",
-        "operation",
-        "prompts",
-        "stream",
-        "stream_options",
-        "text_bytes",
+    operation: Operation
+    model: str
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    n: int
+    prompts: int
+    cap: int | None
+    default_cap: int | None
+    text_bytes: int
+    user: str | None
+    dropped: tuple[str, ...]
+    members: list[Member]
+    index: dict[str, int]
+    options: Options | None
+
+
+def scan(body: bytes) -> Scan:
+    """Iterate it to look through a large body in slices; then hand it to ``parse``."""
+    return Scan(body)
+
+
+def parse(body: bytes, operation: Operation, scanned: Scan | None = None) -> Envelope:
+    """The envelope of a body; ``InvalidBody`` (400) with the path of what is wrong.
+
+    ``scanned``: a scan of the same body; what it has not done yet is done here at once.
+    """
+    seen = Scan(body) if scanned is None else scanned
+    seen.finish()
+    index = seen.index
+    model = _model(seen)
+    stream = operation != "embeddings" and bool(_read(seen, "stream", _BOOL, "a boolean"))
+    options = _options(seen) if "stream_options" in index else None
+    asked = stream and options is not None and options.include_usage
+    return Envelope(
+        operation=operation,
+        model=model,
+        stream=stream,
+        include_usage=asked,
+        continuous_usage=asked and options is not None and options.continuous_usage,
+        n=1 if operation == "embeddings" else _choices(seen),
+        prompts=_prompts(seen, operation),
+        cap=_cap(seen, operation),
+        default_cap=DEFAULT_CAPS[operation],
+        text_bytes=len(body),
+        user=_read(seen, "user", _STR, "a string"),
+        dropped=() if PRIVILEGED.isdisjoint(index) else tuple(k for k in index if k in PRIVILEGED),
+        members=seen.members,
+        index=index,
+        options=options,
     )
 
-    def __init__(self, operation: Operation, found: list[Member], model: str) -> None:
-        self.operation = operation
-        self.members = found
-        self.model = model
-        self.stream = False
-        self.include_usage = False
-        self.continuous_usage = False
-        self.stream_options: bytes | None = None
-        self.n = 1
-        self.prompts = 1
-        self.cap: int | None = None
-        self.default_cap: int | None = None
-        self.text_bytes = 0
-        self.dropped: tuple[str, ...] = ()
 
-
-def scan(body: bytes) -> Iterator[None]:
-    """The depth check in slices: take a turn of the loop at each step, then ``parse(scanned)``."""
-    depth = DepthScan()
-    for start in range(0, len(body), SLICE_BYTES):
-        depth.feed(body[start : start + SLICE_BYTES])
-        yield
-    depth.finish()
-
-
-def parse(body: bytes, operation: Operation, *, scanned: bool = False) -> Envelope:
-    """The envelope of a body. Raises ``InvalidBody`` with the path of what is wrong."""
-    if not scanned and body.count(b"[") + body.count(b"{") > _BRACKETS_SAFE:
-        for _ in scan(body):
-            pass
-    try:
-        body.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidBody(f"The body is not UTF-8: byte {error.start} is wrong.") from None
-    found = members(body)
-    values = {member.key: body[member.value_start : member.end] for member in found}
-    envelope = Envelope(operation, found, _model(values))
-    envelope.text_bytes = len(body)
-    envelope.dropped = tuple(key for key in values if key in _PRIVILEGED)
-    _read_choices(envelope, values)
-    _read_caps(envelope, values)
-    _read_stream(envelope, values)
-    envelope.prompts = _prompts(operation, values)
-    return envelope
-
-
-def _model(values: dict[str, bytes]) -> str:
-    raw = values.get("model")
-    if raw is None:
-        raise InvalidBody("you must provide a model parameter", "model")
-    model: str = _typed(_str, raw, "model", "a string")
-    if not 0 < len(model.encode()) <= MODEL_BYTES_MAX:
-        raise InvalidBody(f"model must have 1 to {MODEL_BYTES_MAX} bytes.", "model")
+def _model(seen: Scan) -> str:
+    written = seen.fields.get("model")
+    if written is None:
+        raise InvalidBody("You must provide a model parameter.", "model")
+    model = None
+    if len(written) <= 6 * MODEL_CHARS_MAX + 2:  # every character as an escape
+        model = _decode(written, _STR, "model", "a string")
+    if not model or len(model) > MODEL_CHARS_MAX:
+        raise InvalidBody(
+            f"'model' must be a string of 1 to {MODEL_CHARS_MAX} characters.", "model"
+        )
     return model
 
 
-def _read_choices(envelope: Envelope, values: dict[str, bytes]) -> None:
+def _choices(seen: Scan) -> int:
+    most = 1
     for key in ("n", "best_of"):
-        raw = values.get(key)
-        count = None if raw is None else _typed(_int, raw, key, "an integer")
-        if count is None:
+        choices = _read(seen, key, _INT, "an integer")
+        if choices is None:
             continue
-        if not 1 <= count <= N_MAX:
-            raise InvalidBody(f"{key} must be from 1 to {N_MAX}, got {count}.", key)
-        envelope.n = max(envelope.n, count)
+        if not 1 <= choices <= CHOICES_MAX:
+            raise InvalidBody(f"'{key}' must be between 1 and {CHOICES_MAX}.", key)
+        most = max(most, choices)
+    return most
 
 
-def _read_caps(envelope: Envelope, values: dict[str, bytes]) -> None:
-    if envelope.operation == "embeddings":
-        envelope.default_cap = 0
-        return
-    for key in ("max_completion_tokens", "max_tokens"):
-        raw = values.get(key)
-        cap = None if raw is None else _typed(_int, raw, key, "an integer")
-        if cap is not None and cap < 0:
-            raise InvalidBody(f"{key} must not be negative, got {cap}.", key)
-        if cap is not None and envelope.cap is None:
-            envelope.cap = cap
-    if envelope.operation == "completions":
-        envelope.default_cap = COMPLETIONS_CAP
-
-
-def _read_stream(envelope: Envelope, values: dict[str, bytes]) -> None:
-    raw = values.get("stream")
-    if raw is not None and envelope.operation != "embeddings":
-        envelope.stream = bool(_typed(_bool, raw, "stream", "a boolean"))
-    options = values.get("stream_options")
-    if options is None or options == b"null":
-        return
-    if options[:1] != b"{":
-        raise InvalidBody("stream_options must be an object.", "stream_options")
-    envelope.stream_options = options
-    for member in members(options, "stream_options"):
-        if member.key in ("include_usage", "continuous_usage_stats"):
-            path = f"stream_options.{member.key}"
-            value = _typed(_bool, options[member.value_start : member.end], path, "a boolean")
-            if member.key == "include_usage":
-                envelope.include_usage = bool(value)
-            else:
-                envelope.continuous_usage = bool(value)
-
-
-def _prompts(operation: Operation, values: dict[str, bytes]) -> int:
-    """How many prompts the body holds: a list of strings or of token lists is that many."""
+def _cap(seen: Scan, operation: Operation) -> int | None:
+    """max_completion_tokens, else max_tokens. /v1/completions has only the latter, and engines that
+    know the former there are rare: both are reserved for, and the default where it is the more.
+    """
+    if operation == "embeddings":
+        return None
+    longer = _cap_of(seen, "max_completion_tokens")
+    cap = _cap_of(seen, "max_tokens")
+    if longer is None:
+        return cap
     if operation == "chat":
-        raw = values.get("messages")
-        if raw is None or raw[:1] != b"[":
-            raise InvalidBody("messages must be an array of messages.", "messages")
-        return 1
-    key = "prompt" if operation == "completions" else "input"
-    raw = values.get(key)
-    if raw is None:
-        raise InvalidBody(f"you must provide {key}.", key)
-    if raw[:1] == b'"':
-        return 1
-    if raw[:1] != b"[":
-        raise InvalidBody(f"{key} must be a string or an array.", key)
-    items: list[msgspec.Raw] = _typed(_list, raw, key, "an array")
-    if not items:
-        raise InvalidBody(f"{key} must not be empty.", key)
-    if bytes(items[0])[:1] not in (b'"', b"[", b"{"):
-        return 1  # one prompt given as token ids
-    if len(items) > PROMPTS_MAX:
-        raise InvalidBody(f"{key} may hold at most {PROMPTS_MAX} prompts.", key)
-    return len(items)
+        return longer
+    return max(longer, DEFAULT_CAPS[operation] or 0 if cap is None else cap)
 
 
-def _typed(decoder: msgspec.json.Decoder, raw: bytes, path: str, expected: str):  # type: ignore[no-untyped-def,type-arg]
+def _cap_of(seen: Scan, key: str) -> int | None:
+    cap = _read(seen, key, _INT, "an integer")
+    if cap is not None and not 0 <= cap <= CAP_MAX:
+        raise InvalidBody(f"'{key}' must be between 0 and {CAP_MAX}.", key)
+    return cap
+
+
+def _prompts(seen: Scan, operation: Operation) -> int:
+    """How many prompts the body asks to be answered."""
+    key = {"chat": "messages", "completions": "prompt", "embeddings": "input"}[operation]
+    if operation == "embeddings" and key not in seen.index and "messages" in seen.index:
+        key = "messages"  # vLLM embeds a conversation too
+    at = seen.index.get(key)
+    if at is None:
+        raise InvalidBody(f"You must provide a {key} parameter.", key)
+    first = seen.body[seen.members[at].value : seen.members[at].value + 1]
+    if key == "messages":
+        if first != b"[":
+            raise InvalidBody("'messages' must be an array.", key)
+        return 1
+    if first == b'"':
+        return 1
+    if first != b"[":
+        raise InvalidBody(f"'{key}' must be a string or an array.", key)
+    return _listed(seen.shapes[key], key)
+
+
+def _listed(shape: Shape, key: str) -> int:
+    """A list of strings, a list of tokens, or a list of lists of tokens, and nothing between."""
+    inner = (len(shape.brackets) - 2) // 2
+    if shape.strings:
+        regular = shape.brackets == b"[]" and not shape.numbers
+        count = shape.commas + 1
+    elif inner > 0:
+        count = inner
+        regular = shape.brackets[:-1] == b"[" + b"[]" * inner or count > LIST_MAX
+    else:
+        regular, count = shape.numbers, 1
+    if count > LIST_MAX and not shape.others:
+        raise InvalidBody(f"'{key}' must have at most {LIST_MAX} entries.", key)
+    if not regular or shape.others:
+        raise InvalidBody(
+            f"'{key}' must be a string, or an array of strings, of tokens, or of arrays of tokens.",
+            key,
+        )
+    return count
+
+
+def _options(seen: Scan) -> Options | None:
+    member = seen.members[seen.index["stream_options"]]
+    value = seen.body[member.value : member.end]
+    if value == b"null":
+        return None
+    if value[:1] != b"{":
+        raise InvalidBody("'stream_options' must be an object.", "stream_options")
+    if len(value) > OPTIONS_BYTES_MAX:
+        raise InvalidBody("'stream_options' is too large.", "stream_options")
+    return _options_of(value)
+
+
+@lru_cache(maxsize=256)
+def _options_of(value: bytes) -> Options:
+    """Clients write it in a handful of ways: each is read once. Never changed by who holds it."""
+    members, index = members_of(value, OPTION_KEYS, "stream_options.")
+    flags = dict.fromkeys(OPTION_KEYS, False)
+    for key in index.keys() & OPTION_KEYS:
+        member = members[index[key]]
+        written = value[member.value : member.end]
+        flags[key] = bool(_decode(written, _BOOL, f"stream_options.{key}", "a boolean"))
+    return Options(members, index, flags["include_usage"], flags["continuous_usage_stats"])
+
+
+def _read(seen: Scan, key: str, decoder: "msgspec.json.Decoder[T | None]", what: str) -> T | None:
+    """A member's value; None where it is absent or null."""
+    written = seen.fields.get(key)
+    return None if written is None else _decode(written, decoder, key, what)
+
+
+def _decode(
+    written: "msgspec.Raw | bytes", decoder: "msgspec.json.Decoder[T | None]", path: str, what: str
+) -> T | None:
     try:
-        return decoder.decode(raw)
-    except (msgspec.MsgspecError, RecursionError):
-        raise InvalidBody(f"{path} must be {expected}.", path) from None
+        return decoder.decode(written)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        _wrong(path, what)
+
+
+def _wrong(path: str, what: str) -> NoReturn:
+    raise InvalidBody(f"'{path}' must be {what}.", path)

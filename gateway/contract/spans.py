@@ -1,148 +1,232 @@
-"""Where the members of a JSON object lie in its bytes, and an object rebuilt from its own bytes.
+"""Where the members of a JSON object lie in its bytes: key decoded, and the span of key and value.
 
-The decode (in C) gives each value's bytes in order; a walk over the members then finds their spans
-and every duplicate, without recursion. Edits keep all other bytes as they came: unknown fields,
-order, escapes and spacing. Pure.
+A typed decode hands out the values whose names are known as they stand in the body; a walk over the
+object then steps from member to member, over such a value by comparing bytes, over any other by its
+skeleton. No recursion, no parse of what is not read. Not here: what the members mean
+(``contract.envelope``), changing them (``contract.edits``).
 """
 
+import codecs
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
+from typing import TypedDict
 
 import msgspec
 
 from gateway.contract.errors import InvalidBody
+from gateway.contract.skeleton import (
+    DEPTH_MAX,
+    SLICE_BYTES,
+    Shape,
+    check_depth,
+    shape_of,
+    value_end,
+)
 
-DEPTH_MAX = 64
-SLICE_BYTES = 65_536
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_SPACE = re.compile(rb"[ \t\r\n]*")
-_NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
-_objects = msgspec.json.Decoder(dict[str, msgspec.Raw])
+MEMBERS_MAX = 1024
+MEMBERS_PER_TURN = 64
+SHORT_BYTES = 4096
+#: OpenAI's limit on the inputs of one embeddings request; a list of prompts has the same here.
+LIST_MAX = 2048
+#: Fields that are ours to read or to take out: a second one of the same name is refused.
+READ = frozenset(
+    (
+        "model", "messages", "prompt", "input", "stream", "stream_options", "n", "best_of",
+        "max_tokens", "max_completion_tokens", "user",
+    )
+)  # fmt: skip
+PRIVILEGED = frozenset(
+    (
+        "priority", "cache_salt", "kv_transfer_params", "ec_transfer_params", "vllm_xargs",
+        "request_id", "session_id", "prompt_embeds", "mm_processor_kwargs", "chat_template",
+        "stream_interval",
+    )
+)  # fmt: skip
+GUARDED = READ | PRIVILEGED
+#: Passed on unread; known only so that the walk steps over them in one comparison.
+STEPPED_OVER = (
+    "tools", "tool_choice", "functions", "response_format", "structured_outputs", "stop",
+    "logit_bias", "metadata", "chat_template_kwargs", "documents", "stop_token_ids",
+)  # fmt: skip
+
+_Known = TypedDict(  # type: ignore[misc]  # the names above are the fields
+    "_Known",
+    dict.fromkeys((*GUARDED, *STEPPED_OVER), msgspec.Raw),
+    total=False,
+)
+Fields = msgspec.json.Decoder[dict[str, msgspec.Raw]]
+_KNOWN: Fields = msgspec.json.Decoder(_Known)  # a dict at run time
+_ANY: Fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+_SPACE = rb"[ \t\r\n]*+"
+_KEY = rb'"((?:[^"\\]{1,1024}+|\\.){0,1024}+)"' + _SPACE + b":" + _SPACE
+OPEN = re.compile(_SPACE + rb"\{" + _SPACE)
+FIRST = re.compile(_KEY, re.DOTALL)
+NEXT = re.compile(_SPACE + b"," + _SPACE + _KEY, re.DOTALL)
+CLOSE = re.compile(_SPACE + rb"\}")
+SCALAR = re.compile(rb"[^][ \t\r\n,{}\"]++")
+CONTAINERS = b'"[{'
 
 
-class Member(msgspec.Struct, frozen=True):
-    """``key`` decoded; offsets into the object's bytes. ``start`` is the key's opening quote."""
+class Member(msgspec.Struct, frozen=True, gc=False):
+    """``start``: the key's quote; ``value``..``end``: the value's bytes."""
 
     key: str
     start: int
-    value_start: int
+    value: int
     end: int
 
 
-def members(body: bytes, path: str = "") -> list[Member]:
-    """The members of the object that ``body`` is, in order.
+class Scan:
+    """A body's top-level members, found in slices: iterate to yield to the loop between them.
 
-    Raises ``InvalidBody`` for anything but a valid object, and for a key that comes twice however
-    it is spelled: two parsers would not agree on its value.
+    Raises ``InvalidBody`` for what is no JSON object, nests too deep, holds bad UTF-8 or NaN, or
+    names a guarded field twice. When the iteration has ended: ``members`` in order, ``index`` from
+    key to its position, ``fields`` the known values as they stand, ``shapes`` of lists of prompts.
     """
-    try:
-        values = _objects.decode(body)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidBody(
-            f"We could not parse the JSON body of your request: {error}", path or None
-        ) from None
-    found: list[Member] = []
-    at = body.index(b"{") + 1
-    for key, value in values.items():
-        start = _SPACE.match(body, at).end()  # type: ignore[union-attr] -- matches the empty string
-        name = _STRING.match(body, start)
-        if name is None:
-            raise _twice(path, found)
-        colon = _SPACE.match(body, name.end()).end()  # type: ignore[union-attr]
-        value_start = _SPACE.match(body, colon + 1).end()  # type: ignore[union-attr]
-        raw = bytes(value)
-        end = value_start + len(raw)
-        if body[value_start:end] != raw or msgspec.json.decode(name[0]) != key:
-            raise _twice(path, [*found, Member(key, start, value_start, end)])
-        found.append(Member(key, start, value_start, end))
-        at = _SPACE.match(body, end).end()  # type: ignore[union-attr]
-        if body[at : at + 1] == b",":
-            at += 1
-    if body[at : at + 1] != b"}":
-        raise _twice(path, found)
-    return found
 
+    __slots__ = ("_done", "body", "fields", "index", "members", "shapes")
 
-def _twice(path: str, found: list[Member]) -> InvalidBody:
-    near = f" near `{found[-1].key}`" if found else ""
-    return InvalidBody(f"A key comes twice in the JSON object{near}.", path or None)
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.fields: Mapping[str, msgspec.Raw] = {}
+        self.members: list[Member] = []
+        self.index: dict[str, int] = {}
+        self.shapes: dict[str, Shape] = {}
+        self._done = False
 
-
-def rebuild(
-    body: bytes,
-    found: list[Member],
-    *,
-    remove: frozenset[str] = frozenset(),
-    replace: Mapping[str, bytes] | None = None,
-    add: Mapping[str, bytes] | None = None,
-) -> bytes:
-    """The object less ``remove``, with ``replace``'s values, then ``add`` at its end.
-
-    Values are JSON bytes. Keys in ``replace`` that the object lacks are added: there is never a
-    second key of a name. What is not named keeps its bytes, separators too.
-    """
-    replace = dict(replace or {})
-    pieces: list[bytes] = []
-    separator = b""
-    for index, member in enumerate(found):
-        if member.key in remove:
-            continue
-        value = replace.pop(member.key, None)
-        if value is None:
-            piece = body[member.start : member.end]
+    def __iter__(self) -> Iterator[None]:
+        if self._done:
+            return
+        body = self.body
+        if len(body) <= SLICE_BYTES:
+            if not body.isascii():
+                _check_utf8_whole(body)
+            # Counting is the cheaper proof for a short body only.
+            if len(body) > SHORT_BYTES or body.count(b"[") + body.count(b"{") > DEPTH_MAX:
+                yield from check_depth(body)
         else:
-            piece = body[member.start : member.value_start] + value
-        pieces.append(separator + piece)
-        following = found[index + 1].start if index + 1 < len(found) else None
-        separator = body[member.end : following] if following is not None else b","
-    added = {**replace, **(add or {})}
-    pieces += [
-        b"%b%b:%b" % (b"," if pieces or number else b"", msgspec.json.encode(key), value)
-        for number, (key, value) in enumerate(added.items())
-    ]
-    head = body[: found[0].start] if found else body[: body.index(b"{") + 1]
-    tail = body[found[-1].end :] if found else b"}"
-    return head + b"".join(pieces) + tail
-
-
-class DepthScan:
-    """Finds nesting above ``DEPTH_MAX`` before any recursive parser sees the body.
-
-    Fed in slices so that a large body leaves the loop its turns: quotes split a slice into what is
-    inside and outside strings, all in C. Brackets that remain are peeled a level at a time.
-    """
-
-    __slots__ = ("_brackets", "_carry", "_inside")
-
-    def __init__(self) -> None:
-        self._brackets: list[bytes] = []
-        self._carry = b""
-        self._inside = False
-
-    def feed(self, piece: bytes) -> None:
-        data = self._carry + piece
-        odd = (len(data) - len(data.rstrip(b"\\"))) % 2
-        data, self._carry = (data[:-1], data[-1:]) if odd else (data, b"")
-        parts = data.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
-        outside = parts[1::2] if self._inside else parts[::2]
-        self._inside ^= (len(parts) - 1) % 2 == 1
-        kept = b"".join(outside).translate(None, _NOT_BRACKETS)
-        if kept:
-            self._brackets.append(kept)
+            yield from _check_utf8(body)
+            yield from check_depth(body)
+        self.fields = decode_object(body, _KNOWN)
+        yield from walk(body, self.fields, GUARDED, "", self.members, self.index)
+        for key in ("prompt", "input"):
+            at = self.index.get(key)
+            if at is not None and body[self.members[at].value] == 0x5B:  # noqa: PLR2004 -- "["
+                member = self.members[at]
+                array = body[member.value : member.end]
+                self.shapes[key] = yield from shape_of(array, 2 * LIST_MAX + 4)
+        self._done = True
 
     def finish(self) -> None:
-        """Raises ``InvalidBody`` when the nesting is too deep, or never closes."""
-        if _peel(b"".join(self._brackets), DEPTH_MAX):
-            raise InvalidBody(f"The JSON body is nested deeper than {DEPTH_MAX} levels, or broken.")
+        """Everything that is left, at once."""
+        if not self._done:
+            for _ in self:
+                pass
+
+    def value(self, key: str) -> bytes | None:
+        """A member's value as it stands; None where there is no such member."""
+        at = self.index.get(key)
+        if at is None:
+            return None
+        member = self.members[at]
+        return self.body[member.value : member.end]
 
 
-def _peel(brackets: bytes, levels: int) -> bytes:
-    """What is left after taking away the innermost pairs ``levels`` times."""
-    for _ in range(levels):
-        if not brackets:
-            break
-        fewer = brackets.replace(b"[]", b"\0").replace(b"{}", b"").replace(b"\0", b"")
-        if len(fewer) == len(brackets):
-            break
-        brackets = fewer
-    return brackets
+def members_of(
+    body: bytes, guarded: Collection[str], path: str
+) -> tuple[list[Member], dict[str, int]]:
+    """The members of a small object; ``path`` names it in errors ("stream_options.")."""
+    members: list[Member] = []
+    index: dict[str, int] = {}
+    for _ in walk(body, decode_object(body, _ANY), guarded, path, members, index):
+        pass
+    return members, index
+
+
+def walk(
+    body: bytes,
+    fields: Mapping[str, msgspec.Raw],
+    guarded: Collection[str],
+    path: str,
+    members: list[Member],
+    index: dict[str, int],
+) -> Generator[None, None, None]:
+    """Fill ``members`` and ``index`` from an object that is known to be JSON.
+
+    ``fields`` are values to step over; of a key written twice they hold one, so each is compared.
+    """
+    opened = OPEN.match(body)
+    if opened is None:
+        raise InvalidBody("The body must be a JSON object.", path or None)
+    at = opened.end()
+    found = FIRST.match(body, at)
+    while found is not None:
+        written, start, value = found[1], found.start(1) - 1, found.end()
+        key = written.decode() if b"\\" not in written else _unescaped(written)
+        if key in index:
+            if key in guarded:
+                raise InvalidBody(f"Duplicate key '{path}{key}'.", path + key)
+        else:
+            index[key] = len(members)
+        raw = fields.get(key)
+        if raw is not None and body.startswith(raw, value):
+            at = value + len(raw)
+            found = NEXT.match(body, at)
+            if found is None and CLOSE.match(body, at) is None:
+                raw = None  # the start of a longer number: the key is there twice
+        else:
+            raw = None
+        if raw is None:
+            if body[value] in CONTAINERS:
+                at = yield from value_end(body, value)
+            else:
+                scalar = SCALAR.match(body, value)
+                assert scalar is not None  # the decoder has seen a value here
+                at = scalar.end()
+            found = NEXT.match(body, at)
+        members.append(Member(key, start, value, at))
+        if not len(members) % MEMBERS_PER_TURN:
+            yield
+        if len(members) > MEMBERS_MAX:
+            raise InvalidBody(f"The body has more than {MEMBERS_MAX} fields.")
+    if CLOSE.match(body, at) is None:
+        raise InvalidBody("The body has a key that is too long.")
+
+
+def decode_object(body: bytes, decoder: Fields) -> dict[str, msgspec.Raw]:
+    """The values of an object as they stand; ``InvalidBody`` where it is none."""
+    if not body:
+        raise InvalidBody("The body is empty.")
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError:
+        raise InvalidBody("The body must be a JSON object.") from None
+    except msgspec.DecodeError as error:
+        detail = str(error).removeprefix("JSON is malformed: ")
+        raise InvalidBody(f"The body is not valid JSON: {detail}.") from None
+    except UnicodeDecodeError:
+        raise InvalidBody("The body is not valid UTF-8.") from None
+    except RecursionError:
+        raise InvalidBody(f"The body is nested deeper than {DEPTH_MAX} levels.") from None
+
+
+def _unescaped(written: bytes) -> str:
+    return msgspec.json.decode(b'"' + written + b'"', type=str)
+
+
+def _check_utf8_whole(body: bytes) -> None:
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidBody(f"The body is not valid UTF-8 (byte {error.start}).") from None
+
+
+def _check_utf8(body: bytes) -> Generator[None, None, None]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for at in range(0, len(body), SLICE_BYTES):
+        try:
+            decoder.decode(body[at : at + SLICE_BYTES], final=at + SLICE_BYTES >= len(body))
+        except UnicodeDecodeError:
+            raise InvalidBody("The body is not valid UTF-8.") from None
+        yield

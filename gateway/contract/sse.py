@@ -44,11 +44,16 @@ class FrameSplitter:
         Raises ``FrameTooLarge``; the splitter is of no use after that.
         """
         if not self.pending:
-            # The steady state: one read is one event.
-            if data[-2:] == b"\n\n" and data[:1] == b"d" and b"\r" not in data:
-                length = len(data)
-                if data.find(b"\n\n") == length - 2 and length <= FRAME_BYTES_MAX:
-                    return [data]
+            # The steady state: one read is one event of one line.
+            length = len(data)
+            if (
+                data[-2:] == b"\n\n"
+                and data.find(b"\n") == length - 2
+                and data[:1] == b"d"
+                and b"\r" not in data
+                and length <= FRAME_BYTES_MAX
+            ):
+                return [data]
             return self._split(data, 0)
         window = self._tail + data
         found = BLANK_LINE.search(window)

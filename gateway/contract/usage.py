@@ -1,34 +1,56 @@
-"""Token counts read from an engine's answer, and the two edits that hide what was not asked for.
+"""Token counts read from an engine's answer, and the two edits of its frames, by byte search.
 
-One look at each frame, by byte search: inside a JSON string every quote is escaped, so an unescaped
-``"usage":`` is the member and never text. How counts fold (measured on vLLM 0.32): a chunk's
-completion count is its choice's own, its prompt count its prompt's own, once per prompt; the final
-frame (``choices: []``) holds the sums and replaces all. None is not 0. Pure.
+A quote inside a JSON string is escaped, so the bytes ``"usage":{`` can only be a key and its object:
+no frame is parsed in the steady state. vLLM's compact spelling and order take the short way; other
+engines' the longer one, with the same result. ``None`` is not 0. Not here: what counts cost
+(``quotas.settlement``), where an event ends (``contract.sse``).
 """
+
+import re
+from collections.abc import Mapping
+from enum import IntEnum
+from functools import lru_cache
 
 import msgspec
 
-NOTHING, PARTIAL, FINAL, NULL = 0, 1, 2, 3
-_KEY = b'"usage":'
-_NO_CHOICES = (b'"choices":[]', b'"choices": []')
-_FINISH = b'"finish_reason":"'
-#: Ways to finish that are no finish for the one who waits.
-VOID_REASONS = frozenset({"", "error", "abort"})
+#: vLLM's order, compact: the whole reading of a frame in one match.
+COMPACT = re.compile(
+    rb'"usage":\{"prompt_tokens":(\d{1,15}),"total_tokens":\d{1,15},"completion_tokens":(\d{1,15})[,}]'
+)
+#: What stands before vLLM's usage: the end of an array that is not empty, its choices.
+AFTER_CHOICES = b"}],"
+USAGE_KEY = re.compile(rb'"usage"\s*:\s*(?=\{)')
+#: An object that nests at most one level deeper: details inside usage. Strings hold no braces here.
+OBJECT = re.compile(rb"\{[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+\}")
+COMMA_AFTER = re.compile(rb"\s*,\s*")
+COMMA_BEFORE = re.compile(rb",\s*\Z")
+NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+FIRST_INDEX = re.compile(rb'"choices":\[\{"index":(\d{1,9})[,}]')
+FINISH = re.compile(rb'"finish_reason"\s*:\s*"([^"\\]*+)"')
+TEXT = re.compile(
+    rb'"(?:content|text|reasoning|reasoning_content|refusal|name|arguments)"\s*:\s*"[^"]'
+)
+MODEL = re.compile(rb'"model"\s*:\s*("[^"\\]*+(?:\\.[^"\\]*+)*+")')
+DONE = (b"data: [DONE]", b"data:[DONE]")
+VOID_FINISHES = (None, b"", b"error", b"abort")
+#: A whole answer above this is searched at its end, where engines put usage, before it is decoded.
+WHOLE_BYTES_MAX = 65_536
+TAIL_BYTES = 4096
 
 
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
+class Seen(IntEnum):
+    """What a look found; false where the frame carries no counts."""
+
+    NOTHING = 0
+    PARTIAL = 1
+    FINAL = 2
+
+    @property
+    def final(self) -> bool:
+        return self is Seen.FINAL
 
 
-class _CompletionDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _CompletionDetails | None = None
+NOTHING, PARTIAL, FINAL = Seen.NOTHING, Seen.PARTIAL, Seen.FINAL
 
 
 class _Choice(msgspec.Struct):
@@ -36,181 +58,298 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
-class _Chunk(msgspec.Struct):
+class _Choices(msgspec.Struct):
     choices: list[_Choice] = []
-    usage: _Usage | None = None
 
 
-_usage = msgspec.json.Decoder(_Usage)
-_chunk = msgspec.json.Decoder(_Chunk)
+class _Usage(msgspec.Struct):
+    usage: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class UsageFold:
-    """Mutable; one per attempt. ``prompts`` x ``n`` sequences; index // n is the prompt."""
+    """Mutable; one per attempt. ``prompts`` and ``n`` are the request's: choice i answers i // n.
+
+    completion = sum over choices of the last count; prompt = sum over prompts of the count on any
+    of its choices; the final frame replaces both and alone brings ``cached`` and ``reasoning``.
+    ``any_token``: at least one token was made. ``void_finish``: it ended with no token and without
+    a finish worth the name.
+    """
 
     __slots__ = (
-        "_by_index",
-        "_by_prompt",
+        "_completions",
+        "_finish",
         "_n",
+        "_prompts",
         "_single",
+        "any_token",
         "cached",
+        "choices_seen",
         "completion",
         "final",
-        "finish_reason",
         "prompt",
         "reasoning",
     )
 
     def __init__(self, prompts: int, n: int) -> None:
-        self._n = n
-        self._single = prompts * n == 1
-        self._by_index: dict[int, int] = {}
-        self._by_prompt: dict[int, int] = {}
         self.prompt: int | None = None
         self.completion: int | None = None
         self.cached: int | None = None
         self.reasoning: int | None = None
         self.final = False
-        self.finish_reason = ""
+        self.any_token = False
+        self.choices_seen = False
+        self._n = max(1, n)
+        self._single = prompts * n <= 1
+        self._prompts: dict[int, int] = {}
+        self._completions: dict[int, int] = {}
+        self._finish: bytes | None = None
 
     @property
     def void_finish(self) -> bool:
-        return self.finish_reason in VOID_REASONS
+        return self.choices_seen and not self.any_token and self._finish in VOID_FINISHES
 
-    def look(self, frame: bytes) -> int:
-        """Read one data frame: NOTHING, PARTIAL or FINAL usage, or a NULL one."""
-        at = frame.find(_FINISH)
-        if at >= 0:
-            start = at + len(_FINISH)
-            self.finish_reason = frame[start : frame.find(b'"', start)].decode("latin-1")
-        at = frame.rfind(_KEY)
+    def look(self, frame: bytes) -> Seen:
+        """Fold one data frame in. Whatever it holds, this does not raise."""
+        if not self.any_token:
+            self._look_for_text(frame)
+        at = frame.rfind(b'"usage":{')
         if at < 0:
-            return NOTHING
-        start, end = _object_span(frame, at)
-        if start < 0:
-            return NULL if end >= 0 else NOTHING
-        try:
-            usage = _usage.decode(frame[start:end])
-        except msgspec.MsgspecError:
-            return NOTHING
-        if frame.find(_NO_CHOICES[0]) >= 0 or frame.find(_NO_CHOICES[1]) >= 0:
-            self._replace(usage)
-            return FINAL
-        self._add(0 if self._single else _index_in(frame), usage)
+            if b'"usage"' not in frame:
+                return NOTHING
+            return self._look_slowly(frame)
+        if frame[at - 3 : at] != AFTER_CHOICES and NO_CHOICES.search(frame) is not None:
+            return self._take_final(frame)
+        match = COMPACT.match(frame, at)
+        if match is None:
+            return self._look_slowly(frame)
+        prompt, completion = match.groups()
+        if self._single:
+            if not self.final:
+                self.prompt = int(prompt)
+                self.completion = made = int(completion)
+                if made:
+                    self.any_token = True
+            return PARTIAL
+        index = FIRST_INDEX.search(frame, 0, at)
+        if index is None:
+            return self._look_slowly(frame)
+        self._take(int(index[1]), int(prompt), int(completion))
         return PARTIAL
 
-    def whole(self, usage: _Usage, finish_reason: str) -> None:
-        """A unary body's own usage."""
-        self.finish_reason = finish_reason
-        self._replace(usage)
+    def take_whole(self, usage: Mapping[str, object]) -> None:
+        """Final counts from a decoded usage object; what is no count is left as it was."""
+        prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+        if prompt is None and completion is None:
+            return
+        self.final = True
+        self.prompt = self.prompt if prompt is None else prompt
+        self.completion = self.completion if completion is None else completion
+        self.any_token = self.any_token or bool(completion)
+        self.cached = _detail(usage, "prompt_tokens_details", "cached_tokens")
+        self.reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
 
-    def _add(self, index: int, usage: _Usage) -> None:
+    def note_choices(self, frame: bytes) -> None:
+        """Finish reasons and text of a frame or body, for ``void_finish``."""
+        self.choices_seen = True
+        finish = FINISH.search(frame)
+        if finish is not None:
+            self._finish = finish[1]
+        if TEXT.search(frame) is not None:
+            self.any_token = True
+
+    def _look_for_text(self, frame: bytes) -> None:
+        """Until a token was made: it may have been made without a count."""
+        if b'"choices"' not in frame or NO_CHOICES.search(frame) is not None:
+            return
+        self.choices_seen = True
+        finish = FINISH.search(frame)
+        if finish is not None:
+            self._finish = finish[1]
+        if b'"usage"' not in frame and TEXT.search(frame) is not None:
+            self.any_token = True
+
+    def _look_slowly(self, frame: bytes) -> Seen:
+        """Any spelling and order of keys."""
+        span = _usage_span(frame)
+        if span is None:
+            return NOTHING
+        if NO_CHOICES.search(frame) is not None:
+            return self._take_final(frame)
+        usage = _decoded(frame[span[0] : span[1]])
+        prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+        if prompt is None or completion is None:
+            return PARTIAL
+        index = 0 if self._single else _only_index(frame)
+        if index is not None:
+            self._take(index, prompt, completion)
+        return PARTIAL
+
+    def _take(self, index: int, prompt: int, completion: int) -> None:
+        """One choice's running counts. A final frame, once seen, stands."""
         if self.final:
             return
-        if usage.completion_tokens is not None:
-            if self._single:
-                self.completion = usage.completion_tokens
-            else:
-                self._by_index[index] = usage.completion_tokens
-                self.completion = sum(self._by_index.values())
-        if usage.prompt_tokens is not None:
-            if self._single:
-                self.prompt = usage.prompt_tokens
-            else:
-                self._by_prompt[index // self._n] = usage.prompt_tokens
-                self.prompt = sum(self._by_prompt.values())
+        self._prompts[index // self._n] = prompt
+        self._completions[index] = completion
+        self.prompt = sum(self._prompts.values())
+        self.completion = made = sum(self._completions.values())
+        if made:
+            self.any_token = True
 
-    def _replace(self, usage: _Usage) -> None:
-        self.final = True
-        if usage.prompt_tokens is not None:
-            self.prompt = usage.prompt_tokens
-        if usage.completion_tokens is not None:
-            self.completion = usage.completion_tokens
-        if usage.prompt_tokens_details is not None:
-            self.cached = usage.prompt_tokens_details.cached_tokens
-        if usage.completion_tokens_details is not None:
-            self.reasoning = usage.completion_tokens_details.reasoning_tokens
+    def _take_final(self, frame: bytes) -> Seen:
+        span = _usage_span(frame)
+        if span is None:
+            return NOTHING
+        self.take_whole(_decoded(frame[span[0] : span[1]]))
+        return FINAL
 
 
 def cut(frame: bytes) -> bytes | None:
-    """The frame without its ``usage``; None when it was only there for the usage."""
-    if frame.find(_NO_CHOICES[0]) >= 0 or frame.find(_NO_CHOICES[1]) >= 0:
-        return None
-    at = frame.rfind(_KEY)
-    if at < 0:
-        return frame
-    start, end = _object_span(frame, at)
+    """The frame without its ``usage``, other bytes as they were; None: nothing else is in it."""
+    at = frame.rfind(b'"usage":{')
+    if at >= 0:
+        if frame[at - 3 : at] == AFTER_CHOICES:
+            end = frame.find(b"}", at) + 1
+            if end and frame.find(b"{", at + 9, end) < 0:
+                return frame[: at - 1] + frame[end:]
+        start, end = at, _object_end(frame, at + 8)
+    else:
+        key = _last_usage_key(frame)
+        if key is None:
+            return frame
+        start, end = key.start(), _object_end(frame, key.end())
     if end < 0:
         return frame
-    if frame[at - 1 : at] == b",":
-        return frame[: at - 1] + frame[end:]
-    before = frame[:at].rstrip()
-    if before[-1:] == b",":
-        return before[:-1] + frame[end:]
-    after = frame[end:].lstrip()
-    return frame[:at] + (after[1:].lstrip() if after[:1] == b"," else after)
+    if NO_CHOICES.search(frame) is not None:
+        return None
+    if frame[start - 1 : start] == b",":  # the comma before goes too
+        return frame[: start - 1] + frame[end:]
+    before = COMMA_BEFORE.search(frame, max(0, start - 64), start)
+    if before is not None:
+        return frame[: before.start()] + frame[end:]
+    after = COMMA_AFTER.match(frame, end)
+    return frame[:start] + frame[after.end() if after else end :]
 
 
-def rename(data: bytes, upstream: str, public: str) -> bytes:
-    """The first top-level ``model`` made public; other bytes as they came."""
-    old = msgspec.json.encode(upstream)
-    new = msgspec.json.encode(public)
-    renamed = data.replace(b'"model":' + old, b'"model":' + new, 1)
-    if renamed is data or renamed == data:
-        renamed = data.replace(b'"model": ' + old, b'"model": ' + new, 1)
-    return renamed
+def rename(frame: bytes, upstream_model: str, public_model: str) -> bytes:
+    """The frame with its top-level ``model`` made public, whatever name the engine gave.
 
-
-def rename_unary(body: bytes, upstream: str, public: str) -> bytes:
-    """The same for a whole answer."""
-    return rename(body, upstream, public)
+    ``upstream_model``, the usual one, is found by a plain search.
+    """
+    old, new = _model_pair(upstream_model), _model_pair(public_model)
+    at = frame.find(old)
+    if at >= 0:
+        return b"".join((frame[:at], new, frame[at + len(old) :]))
+    found = MODEL.search(frame)
+    if found is None:
+        return frame
+    return b"".join((frame[: found.start(1)], new[8:], frame[found.end(1) :]))
 
 
 def is_done(frame: bytes) -> bool:
-    """``data: [DONE]``, whatever its spacing and line ends."""
-    return len(frame) < 24 and frame[5:].strip() == b"[DONE]"  # noqa: PLR2004 -- cheap first
+    """Whether the frame is ``data: [DONE]``."""
+    return frame.startswith(DONE)
 
 
 def error_in(frame: bytes) -> bytes | None:
-    """The JSON of an error event (``data: {"error": ...}``), else None."""
-    head = frame[5:24].lstrip()
-    if head[:8] != b'{"error"' and head[:9] != b'{ "error"':
+    """The JSON of an error event, always as ``{"error": ...}``; None for every other frame."""
+    if b'"error"' not in frame:
         return None
-    return frame[5:].strip()
+    payload = _payload(frame)
+    decoded = _decoded(payload)
+    if decoded.get("error"):
+        return payload
+    if decoded.get("object") == "error":  # vLLM before 0.10
+        return b'{"error":' + payload + b"}"
+    return None
 
 
 def fold_unary(fold: UsageFold, body: bytes) -> None:
-    """Take in a whole answer's usage; a body that is no JSON counts nothing."""
+    """Fold a whole answer: its usage is final. A body without one, or no JSON, changes nothing."""
+    if len(body) <= WHOLE_BYTES_MAX:
+        usage = _usage_of(body)
+    else:
+        tail = body[-TAIL_BYTES:]
+        span = _usage_span(tail)
+        usage = _decoded(tail[span[0] : span[1]]) if span else _usage_of(body)
+    if b'"choices"' in body[:WHOLE_BYTES_MAX]:
+        fold.note_choices(body)
+    fold.take_whole(usage)
+
+
+def rename_unary(body: bytes, upstream_model: str, public_model: str) -> bytes:
+    """A whole answer with its ``model`` made public."""
+    return rename(body, upstream_model, public_model)
+
+
+# -- reading ------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def _model_pair(name: str) -> bytes:
+    return b'"model":' + msgspec.json.encode(name)
+
+
+def _last_usage_key(frame: bytes) -> "re.Match[bytes] | None":
+    """The last ``"usage":`` that an object follows."""
+    end = len(frame)
+    while (at := frame.rfind(b'"usage"', 0, end)) >= 0:
+        key = USAGE_KEY.match(frame, at)
+        if key is not None:
+            return key
+        end = at
+    return None
+
+
+def _usage_span(frame: bytes) -> tuple[int, int] | None:
+    """Where the usage object's value begins and ends."""
+    key = _last_usage_key(frame)
+    if key is None:
+        return None
+    end = _object_end(frame, key.end())
+    return None if end < 0 else (key.end(), end)
+
+
+def _object_end(frame: bytes, at: int) -> int:
+    """The end of the object that begins at ``at``; -1 where it is not one."""
+    found = OBJECT.match(frame, at)
+    return -1 if found is None else found.end()
+
+
+def _only_index(frame: bytes) -> int | None:
+    """The index of a frame's one choice; None where it has several, so that no one owns the count."""
     try:
-        said = _chunk.decode(body)
-    except msgspec.MsgspecError:
-        return
-    if said.usage is not None:
-        reason = next((each.finish_reason for each in said.choices if each.finish_reason), "")
-        fold.whole(said.usage, reason or ("" if said.choices else "stop"))
+        choices = msgspec.json.decode(_payload(frame), type=_Choices).choices
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return choices[0].index if len(choices) == 1 else None
 
 
-def _object_span(frame: bytes, at: int) -> tuple[int, int]:
-    """Span of the value behind the key at ``at``: (start, end) of an object; (-1, end) of null;
-    (-1, -1) of anything else.
-    """
-    start = at + len(_KEY)
-    while frame[start : start + 1] == b" ":
-        start += 1
-    if frame[start : start + 4] == b"null":
-        return -1, start + 4
-    if frame[start : start + 1] != b"{":
-        return -1, -1
-    end = frame.find(b"}", start)
-    while end >= 0 and frame.count(b"{", start, end) > frame.count(b"}", start, end + 1):
-        end = frame.find(b"}", end + 1)
-    return (start, end + 1) if end >= 0 else (-1, -1)
-
-
-def _index_in(frame: bytes) -> int:
-    """The choice index of a chunk: by parse, since tool calls have an index of their own."""
+def _usage_of(body: bytes) -> Mapping[str, object]:
     try:
-        choices = _chunk.decode(frame[5:].strip()).choices
-    except msgspec.MsgspecError:
-        return 0
-    return choices[0].index if choices else 0
+        return _decoded(bytes(msgspec.json.decode(body, type=_Usage).usage))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+
+
+def _payload(frame: bytes) -> bytes:
+    """The data of an event of one data line."""
+    return frame.removeprefix(b"data:").strip()
+
+
+def _decoded(payload: bytes) -> Mapping[str, object]:
+    """A JSON object; empty for anything else."""
+    try:
+        decoded = msgspec.json.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return decoded if isinstance(decoded, dict) else {}
+
+
+def _count(usage: Mapping[str, object], name: str) -> int | None:
+    value = usage.get(name)
+    return value if type(value) is int and 0 <= value < 1 << 53 else None
+
+
+def _detail(usage: Mapping[str, object], group: str, name: str) -> int | None:
+    details = usage.get(group)
+    return _count(details, name) if isinstance(details, dict) else None
