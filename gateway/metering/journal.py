@@ -161,7 +161,7 @@ class Journal:
         size = FRAME_HEAD_BYTES + len(payload)
         if size > self._segment_bytes or len(payload) > PAYLOAD_BYTES_MAX:
             raise ValueError(f"a frame of {size} bytes fits no segment")
-        if self._position + size > self._limit:
+        while self._position + size > self._limit:
             self._turn()
         sequence = self._sequence + 1
         try:
@@ -202,7 +202,7 @@ class Journal:
         path = self._folder / f"journal-{self._segment + 1:06d}.seg"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if os.fstat(descriptor).st_size < self._segment_bytes:
+            if os.fstat(descriptor).st_size == 0:  # else a former owner allocated it ahead
                 os.posix_fallocate(descriptor, 0, self._segment_bytes)
             sync_folder(self._folder)
         except OSError:

@@ -7,6 +7,7 @@ then is the slot freed, so being killed here means to be run again and to find i
 here: what a slot means (``inquest``), shipping and the store's acknowledgements (``shipper``).
 """
 
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -74,10 +75,11 @@ async def recover(folder: Path, *, known: Known, context: RecoveryContext) -> Re
     lock_fd = take_lock(folder)
     if lock_fd is None:
         return None
-    journal = None
-    try:
+    with contextlib.ExitStack() as in_hand:
+        in_hand.callback(os.close, lock_fd)
         backlog = Backlog(folder)
         journal = Journal.resume(folder, after=backlog.shipped)
+        in_hand.callback(journal.close)
         slots = _slots_in_use(folder)
         records = await _write_down(journal, backlog, slots, known, context)
         journal.flush()
@@ -85,11 +87,7 @@ async def recover(folder: Path, *, known: Known, context: RecoveryContext) -> Re
             free_slot(folder / BOARD, slot.index)
         backlog.scan()
         owed = _owed(backlog)
-    except BaseException:
-        if journal is not None:
-            journal.close()
-        os.close(lock_fd)
-        raise
+        in_hand.pop_all()
     torn = sum(isinstance(slot, Torn) for slot in slots)
     return Recovered(folder, journal, backlog, lock_fd, records, torn, *owed)
 
