@@ -129,17 +129,16 @@ class RedisStore:
         check_charges(charges)
         if not self._pipeline.connected:
             raise StoreUnavailable("the store is not connected")  # nothing sent, nothing to release
-        entries = _entries(tag, charges)
-        keys = [*_keys(tag, reservation_id), *(entry[0] for entry in entries)]
+        keys, entries = _entries(tag, reservation_id, charges)
         arguments = (
             self._nonce,
             self._owner,
             ttl_s * 1000,
             LEASE_MS,
             CONCURRENCY_RETRY_MS,
-            _pack(entries),
+            entries,
         )
-        if any(entry[1] == "concurrency" and entry[2] for entry in entries):
+        if any(charge.limit.algorithm == "concurrency" and charge.amount for charge in charges):
             self._holding.setdefault(tag, set()).add(reservation_id)
         try:
             reply = await self._call(RESERVE, keys, arguments)
@@ -155,12 +154,8 @@ class RedisStore:
 
     def settle(self, settlement: Settlement, done: Callable[[], None] | None = None) -> None:
         self._let_go(settlement.tag, settlement.reservation_id)
-        entries = _entries(settlement.tag, settlement.charged)
-        keys = [
-            *_keys(settlement.tag, settlement.reservation_id),
-            *(entry[0] for entry in entries),
-        ]
-        arguments = (self._nonce, settlement.epoch, _pack(entries), ENDED_MS, CHARGED_IN_FULL_MS)
+        keys, entries = _entries(settlement.tag, settlement.reservation_id, settlement.charged)
+        arguments = (self._nonce, settlement.epoch, entries, ENDED_MS, CHARGED_IN_FULL_MS)
         self._queue(_Job(SETTLE, keys, arguments, done))
 
     def release(
@@ -302,21 +297,27 @@ def _keys(tag: str, reservation_id: str) -> list[str]:
     return [f"tf:{{{tag}}}:epoch", f"tf:{{{tag}}}:r:{reservation_id}", f"tf:{{{tag}}}:leases"]
 
 
-Entry = tuple[str, str, int, int, int, str]
+def _entries(tag: str, reservation_id: str, charges: Sequence[Charge]) -> tuple[list[str], bytes]:
+    """A step's keys, and its charges as the scripts read them: one flat list, six fields each.
 
-
-def _entries(tag: str, charges: Sequence[Charge]) -> list[Entry]:
-    """Charges as the scripts read them; the key tells a level's kind, scope and dimension."""
-    entries: list[Entry] = []
+    The key tells a level's kind, scope and dimension, and so its identity.
+    """
+    keys = _keys(tag, reservation_id)
+    flat: list[str | int] = []
     for charge in charges:
         limit = charge.limit
-        algorithm = limit.algorithm
-        kind = "b" if algorithm == "bucket" else "h"
+        kind = "b" if limit.algorithm == "bucket" else "h"
         key = f"tf:{{{tag}}}:{kind}:{limit.scope}:{limit.dimension}"
-        entries.append(
-            (key, algorithm, charge.amount, limit.capacity, limit.per_minute, limit.dimension)
+        keys.append(key)
+        flat += (
+            key,
+            limit.algorithm,
+            charge.amount,
+            limit.capacity,
+            limit.per_minute,
+            limit.dimension,
         )
-    return entries
+    return keys, _pack(flat)
 
 
 def _verdict(reply: list[object]) -> Verdict:

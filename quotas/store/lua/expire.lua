@@ -3,10 +3,9 @@
 
 local raw = redis.call('GET', KEYS[2])
 if not raw then return {now_ms, 0} end
-local reservation = load(raw)
+local reservation = cmsgpack.unpack(raw)
 if reservation.state ~= 'held' then return {now_ms, 0} end
-free(reservation)
+free(reservation, cmsgpack.unpack(reservation.entries))
 reservation.state = 'expired'
-reservation.entries = nil
 redis.call('SET', KEYS[2], cmsgpack.pack(reservation), 'KEEPTTL')
 return {now_ms, 1}

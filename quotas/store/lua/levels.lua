@@ -4,15 +4,20 @@
 -- are exact below 2^53, and quotients go through fmod, which never rounds. Time is the server's.
 --
 -- Keys of one tag share a hash slot. KEYS[1] is the epoch, KEYS[2] the reservation, KEYS[3] the
--- leases (owner -> ms it lives to). A bucket is a string "level at_ms capacity per_minute"; absent
--- is full. Holds are a hash, owner -> "count token"; the token names the life of the field, so that
--- a hold that was pruned with its owner's lease is never subtracted from a later one.
--- An entry of a reservation: {key, algorithm, amount, capacity, per_minute, dimension}. Entries come
--- back out of stored reservations, so settle, release and expire touch keys that only the
--- reservation names: same tag, same slot.
+-- leases (owner -> ms it lives to). A bucket is four doubles, big-endian: level, at_ms, capacity,
+-- per_minute; absent is full. Holds are a hash, owner -> "count token"; the token names the life of
+-- the field, so that a hold that was pruned with its owner's lease is never subtracted from a later
+-- one.
+--
+-- Entries are one flat list, WIDTH fields a charge: key, algorithm, amount, capacity, per_minute,
+-- dimension. They come back out of stored reservations, so settle, release and expire touch keys
+-- that only the reservation names: same tag, same slot.
 
 local TICKS = 60000
 local MARGIN_MS = 60000
+local LONGEST_MS = 2 ^ 40 -- 34 years, and still an integer when Redis prints it
+local BUCKET = '>dddd'
+local WIDTH = 6
 
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
@@ -39,65 +44,56 @@ local function the_epoch(found, nonce)
   return epoch
 end
 
-local function parse(raw)
-  local level, at, capacity, per_minute = string.match(raw, '^(%S+) (%S+) (%S+) (%S+)$')
-  return tonumber(level), tonumber(at), tonumber(capacity), tonumber(per_minute)
-end
-
 local function flowed(level, at_ms, capacity, per_minute)
   local elapsed = now_ms - at_ms
-  if elapsed > 0 then
-    level = math.min(capacity * TICKS, level + elapsed * per_minute)
-  end
-  return level
+  if elapsed <= 0 then return level end
+  return math.min(capacity * TICKS, level + elapsed * per_minute)
 end
 
-local function write(key, level, capacity, per_minute)
-  local value = int(level) .. ' ' .. int(now_ms) .. ' ' .. int(capacity) .. ' ' .. int(per_minute)
+-- Until the bucket is full again; 0 when it is, or when nothing ever flows in.
+local function reset_ms(level, capacity, per_minute)
+  local missing = capacity * TICKS - level
+  if missing <= 0 or per_minute <= 0 then return 0 end
+  return ceil_div(missing, per_minute)
+end
+
+local function write(key, level, capacity, per_minute, full_in_ms)
+  local value = struct.pack(BUCKET, level, now_ms, capacity, per_minute)
   if per_minute > 0 then
-    local full_ms = ceil_div(math.max(0, capacity * TICKS - level), per_minute)
-    redis.call('SET', key, value, 'PX', int(full_ms + MARGIN_MS))
+    redis.call('SET', key, value, 'PX', math.min(LONGEST_MS, full_in_ms + MARGIN_MS))
   else
     redis.call('SET', key, value)
   end
 end
 
 -- Give back units (take, when negative), under the figures the bucket has; absent: the entry's.
-local function add(entry, units)
-  local raw = redis.call('GET', entry[1])
-  local capacity, per_minute = entry[4], entry[5]
+local function add(key, units, capacity, per_minute)
+  local raw = redis.call('GET', key)
   local level = capacity * TICKS
   if raw then
     local at_ms
-    level, at_ms, capacity, per_minute = parse(raw)
+    level, at_ms, capacity, per_minute = struct.unpack(BUCKET, raw)
     level = flowed(level, at_ms, capacity, per_minute)
   end
-  write(entry[1], math.min(capacity * TICKS, level + units * TICKS), capacity, per_minute)
+  level = math.min(capacity * TICKS, level + units * TICKS)
+  write(key, level, capacity, per_minute, reset_ms(level, capacity, per_minute))
 end
 
 -- Let go of the holds of a reservation, where they still count.
-local function free(reservation)
-  for index, entry in ipairs(reservation.entries) do
-    local token = reservation.tokens[index]
-    if token and token ~= '' then
-      local held = redis.call('HGET', entry[1], reservation.owner)
-      local count, named = string.match(held or '', '^(%d+) (%d+)$')
-      if named == token then
-        local left = tonumber(count) - entry[3]
-        if left > 0 then
-          redis.call('HSET', entry[1], reservation.owner, int(left) .. ' ' .. token)
-        else
-          redis.call('HDEL', entry[1], reservation.owner)
-        end
+local function free(reservation, entries)
+  for index, token in pairs(reservation.tokens) do
+    local key, amount = entries[index], entries[index + 2]
+    local held = redis.call('HGET', key, reservation.owner)
+    local count, named = string.match(held or '', '^(%d+) (%d+)$')
+    if named == token then
+      if tonumber(count) > amount then
+        local left = int(tonumber(count) - amount)
+        redis.call('HSET', key, reservation.owner, left .. ' ' .. token)
+      else
+        redis.call('HDEL', key, reservation.owner)
       end
     end
   end
-end
-
-local function load(raw)
-  local reservation = cmsgpack.unpack(raw)
-  if reservation.blob then reservation.entries = cmsgpack.unpack(reservation.blob) end
-  return reservation
 end
 
 -- What is left of an ended reservation: enough to answer a repeated reserve.

@@ -9,12 +9,15 @@ if not raw then
   return {now_ms, 1}
 end
 
-local reservation = load(raw)
+local reservation = cmsgpack.unpack(raw)
 if reservation.state ~= 'held' and reservation.state ~= 'expired' then return {now_ms, 0} end
-if reservation.state == 'held' then free(reservation) end
+local entries = cmsgpack.unpack(reservation.entries)
+if reservation.state == 'held' then free(reservation, entries) end
 if reservation.epoch == epoch then
-  for _, entry in ipairs(reservation.entries) do
-    if entry[2] == 'bucket' and entry[3] > 0 then add(entry, entry[3]) end
+  for i = 1, #entries, WIDTH do
+    if entries[i + 1] == 'bucket' and entries[i + 2] > 0 then
+      add(entries[i], entries[i + 2], entries[i + 3], entries[i + 4])
+    end
   end
 end
 mark('released', reservation.reply, ARGV[2])

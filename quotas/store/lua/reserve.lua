@@ -17,12 +17,17 @@ end
 
 -- Holds of live owners; fields whose owner's lease ran out are pruned.
 local function held(key)
-  local total, own = 0, false
+  local total, own = 0, ''
   local fields = redis.call('HGETALL', key)
   for i = 1, #fields, 2 do
-    local lease = redis.call('ZSCORE', KEYS[3], fields[i])
-    if fields[i] == owner then own = fields[i + 1] end
-    if fields[i] == owner or (lease and tonumber(lease) > now_ms) then
+    local lives = fields[i] == owner
+    if lives then
+      own = fields[i + 1]
+    else
+      local lease = redis.call('ZSCORE', KEYS[3], fields[i])
+      lives = lease and tonumber(lease) > now_ms
+    end
+    if lives then
       total = total + tonumber(string.match(fields[i + 1], '^%d+'))
     else
       redis.call('HDEL', key, fields[i])
@@ -31,24 +36,21 @@ local function held(key)
   return total, own
 end
 
+-- First look at everything. A bucket is written anew when units are taken, when the limit's figures
+-- changed, and when the clock stepped back; else what flowed in is found again from the old value.
 local entries = cmsgpack.unpack(ARGV[6])
--- A bucket is written anew when units are taken, when the limit's figures changed, and when the clock
--- stepped back; else what flowed in is found again from the old value.
 local levels, owns, anew = {}, {}, {}
 local binding, longest = -1, 0
-for i, entry in ipairs(entries) do
-  local key, amount, capacity, per_minute = entry[1], entry[3], entry[4], entry[5]
-  local wait = 0
-  if entry[2] == 'bucket' then
-    local level = capacity * TICKS
-    if found[i + 3] then
-      local at_ms, old_capacity, old_per_minute
-      level, at_ms, old_capacity, old_per_minute = parse(found[i + 3])
-      anew[i] = at_ms > now_ms or old_capacity ~= capacity or old_per_minute ~= per_minute
-      level = flowed(level, at_ms, old_capacity, old_per_minute)
-      level = math.min(capacity * TICKS, level)
+for n = 1, #KEYS - 3 do
+  local at = (n - 1) * WIDTH
+  local amount, capacity, per_minute = entries[at + 3], entries[at + 4], entries[at + 5]
+  local level, wait = capacity * TICKS, 0
+  if entries[at + 2] == 'bucket' then
+    if found[n + 3] then
+      local old_level, at_ms, old_capacity, old_per_minute = struct.unpack(BUCKET, found[n + 3])
+      anew[n] = at_ms > now_ms or old_capacity ~= capacity or old_per_minute ~= per_minute
+      level = math.min(level, flowed(old_level, at_ms, old_capacity, old_per_minute))
     end
-    levels[i] = level
     if amount > 0 and level < amount * TICKS then
       if amount > capacity or per_minute <= 0 then
         wait = -1
@@ -57,50 +59,52 @@ for i, entry in ipairs(entries) do
       end
     end
   else
-    levels[i], owns[i] = held(key)
-    if amount > 0 and levels[i] + amount > capacity then
+    level, owns[n] = held(KEYS[n + 3])
+    if amount > 0 and level + amount > capacity then
       wait = amount > capacity and -1 or tonumber(ARGV[5])
     end
   end
+  levels[n] = level
   if wait ~= 0 and longest ~= -1 and (wait == -1 or wait > longest) then
-    binding, longest = i - 1, wait
+    binding, longest = n - 1, wait
   end
 end
 
+-- Then take all of it, or nothing.
 local admitted = binding < 0
-local tokens = {}
+local tokens, holds = {}, false -- of entries that hold: index of the entry -> the field's token
 local reply = {now_ms, admitted and 1 or 0, epoch, binding, longest}
-for i, entry in ipairs(entries) do
-  local key, amount, capacity, per_minute = entry[1], entry[3], entry[4], entry[5]
-  local level = levels[i]
-  tokens[i] = ''
-  if entry[2] == 'bucket' then
+for n = 1, #KEYS - 3 do
+  local at, key, level = (n - 1) * WIDTH, KEYS[n + 3], levels[n]
+  local amount, capacity, per_minute = entries[at + 3], entries[at + 4], entries[at + 5]
+  if entries[at + 2] == 'bucket' then
     if admitted and amount > 0 then
       level = level - amount * TICKS
-      anew[i] = true
+      anew[n] = true
     end
-    if anew[i] then write(key, level, capacity, per_minute) end
-    local missing = capacity * TICKS - level
-    reply[#reply + 1] = floor_div(level, TICKS)
-    reply[#reply + 1] = (per_minute > 0 and missing > 0) and ceil_div(missing, per_minute) or 0
+    local full_in_ms = reset_ms(level, capacity, per_minute)
+    if anew[n] then write(key, level, capacity, per_minute, full_in_ms) end
+    reply[2 * n + 4], reply[2 * n + 5] = floor_div(level, TICKS), full_in_ms
   else
     if admitted and amount > 0 then
-      local count, token = string.match(owns[i] or '', '^(%d+) (%d+)$')
-      tokens[i] = token or int(now_us)
-      redis.call('HSET', key, owner, int((tonumber(count) or 0) + amount) .. ' ' .. tokens[i])
+      local count, token = string.match(owns[n], '^(%d+) (%d+)$')
+      token = token or int(now_us)
+      redis.call('HSET', key, owner, int((count or 0) + amount) .. ' ' .. token)
       redis.call('PEXPIRE', key, ARGV[3])
-      redis.call('ZADD', KEYS[3], int(now_ms + ARGV[4]), owner)
-      redis.call('PEXPIRE', KEYS[3], int(math.max(ARGV[3], 2 * ARGV[4])))
       level = level + amount
+      tokens[at + 1], holds = token, true
     end
-    reply[#reply + 1] = capacity - level
-    reply[#reply + 1] = 0
+    reply[2 * n + 4], reply[2 * n + 5] = capacity - level, 0
   end
 end
 
+if holds then
+  redis.call('ZADD', KEYS[3], int(now_ms + ARGV[4]), owner)
+  redis.call('PEXPIRE', KEYS[3], math.max(ARGV[3], 2 * ARGV[4]))
+end
 if admitted then
   redis.call('SET', KEYS[2], cmsgpack.pack({
-    state = 'held', epoch = epoch, owner = owner, blob = ARGV[6], tokens = tokens, reply = reply,
+    state = 'held', epoch = epoch, owner = owner, entries = ARGV[6], tokens = tokens, reply = reply,
   }), 'PX', ARGV[3])
 end
 return reply

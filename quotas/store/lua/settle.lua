@@ -8,8 +8,11 @@ local raw = redis.call('GET', KEYS[2])
 
 -- This life of the data never held what was reserved: nothing to give back, all of it to take.
 local function charge_in_full()
-  for _, entry in ipairs(cmsgpack.unpack(ARGV[3])) do
-    if entry[2] == 'bucket' and entry[3] > 0 then add(entry, -entry[3]) end
+  local charged = cmsgpack.unpack(ARGV[3])
+  for i = 1, #charged, WIDTH do
+    if charged[i + 1] == 'bucket' and charged[i + 2] > 0 then
+      add(charged[i], -charged[i + 2], charged[i + 3], charged[i + 4])
+    end
   end
 end
 
@@ -20,24 +23,27 @@ if not raw then
   return {now_ms, 1}
 end
 
-local reservation = load(raw)
+local reservation = cmsgpack.unpack(raw)
 if reservation.state ~= 'held' and reservation.state ~= 'expired' then return {now_ms, 0} end
-if reservation.state == 'held' then free(reservation) end
+local entries = cmsgpack.unpack(reservation.entries)
+if reservation.state == 'held' then free(reservation, entries) end
 if reservation.epoch ~= epoch then
   charge_in_full()
   mark('settled', reservation.reply, ARGV[5])
   return {now_ms, 1}
 end
 
+local charged = cmsgpack.unpack(ARGV[3])
 local exact, loose = {}, {}
-for _, entry in ipairs(cmsgpack.unpack(ARGV[3])) do
-  exact[entry[1]] = entry[3]
-  if not loose[entry[6]] then loose[entry[6]] = entry[3] end
+for i = 1, #charged, WIDTH do
+  exact[charged[i]] = charged[i + 2]
+  if not loose[charged[i + 5]] then loose[charged[i + 5]] = charged[i + 2] end
 end
-for _, entry in ipairs(reservation.entries) do
-  if entry[2] == 'bucket' then
-    local actual = exact[entry[1]] or loose[entry[6]] or entry[3]
-    if actual ~= entry[3] then add(entry, entry[3] - actual) end
+for i = 1, #entries, WIDTH do
+  local reserved = entries[i + 2]
+  local actual = exact[entries[i]] or loose[entries[i + 5]] or reserved
+  if entries[i + 1] == 'bucket' and actual ~= reserved then
+    add(entries[i], reserved - actual, entries[i + 3], entries[i + 4])
   end
 end
 mark('settled', reservation.reply, ARGV[4])

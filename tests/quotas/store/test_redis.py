@@ -112,10 +112,12 @@ async def test_clock_that_stepped_back_grants_nothing_and_does_not_freeze(valkey
     key = f"tf:{{{tag}}}:b:k1:tokens"
     await store.reserve(tag, "a", (Charge(limit, 100),), 60)
     future_ms = store.clock_ms + 3_600_000
-    valkey.admin.set(key, f"0 {future_ms} 100 60000")
+    write = "return redis.call('SET', KEYS[1], struct.pack('>dddd', 0, ARGV[1], 100, 60000))"
+    read = "local _, at_ms = struct.unpack('>dddd', redis.call('GET', KEYS[1])) return at_ms"
+    valkey.admin.eval(write, 1, key, future_ms)
 
     refused = await store.reserve(tag, "b", (Charge(limit, 20),), 60)
-    anchored_ms = int(valkey.admin.get(key).split()[1])
+    anchored_ms = valkey.admin.eval(read, 1, key)
     await asyncio.sleep(0.025)
 
     assert (refused.admitted, left(refused.levels), refused.retry_after_ms) == (False, [0], 20)
