@@ -3,6 +3,7 @@
 from typing import Literal
 
 from gateway.contract.envelope import Envelope
+from gateway.contract.errors import ContractError
 from gateway.exchange import Exchange
 from gateway.telemetry.tracing import TraceContext
 from gateway.wire.relay import Relay
@@ -13,7 +14,8 @@ Stop = Literal["client_abort", "timeout", "shutdown", "key_revoked"]
 
 class Call:
     """Mutable; one per request, whatever it asks for. ``stopped``: the first reason to end early,
-    with the error the client is told where it can still be told."""
+    with the error the client is told where it can still be told.
+    """
 
     __slots__ = (
         "envelope",
@@ -38,9 +40,13 @@ class Call:
         self.envelope: Envelope | None = None
         self.exchange: Exchange | None = None
         self.relay: Relay | None = None
-        self.stopped: tuple[Stop, Exception | None] | None = None
+        self.stopped: tuple[Stop, ContractError | None] | None = None
 
-    def stop(self, ending: Stop, error: Exception | None = None) -> None:
+    def stopping(self) -> tuple[Stop, ContractError | None] | None:
+        """``stopped``, asked anew: it changes while the caller waits."""
+        return self.stopped
+
+    def stop(self, ending: Stop, error: ContractError | None = None) -> None:
         """End it wherever it stands. A client that has left needs no error."""
         if self.stopped is None:
             self.stopped = (ending, error)

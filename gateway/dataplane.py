@@ -34,10 +34,8 @@ from gateway.link.client import LinkClient
 from gateway.link.messages import Counters as CountersMessage
 from gateway.link.messages import Hello, Moves, Signals, Version
 from gateway.link.snapshot_file import read as read_snapshot_file
-from gateway.metering.board import Board
 from gateway.metering.desk import Desk
 from gateway.metering.incarnation import Incarnation
-from gateway.metering.journal import Journal
 from gateway.routes import Routes
 from gateway.snapshot import Snapshot
 from gateway.telemetry.access import AccessLog, configure_logging

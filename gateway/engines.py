@@ -115,5 +115,5 @@ def credential_of(endpoint: Endpoint, environ: Mapping[str, str]) -> bytes | Non
 
 
 def process_environ() -> Mapping[str, str]:
-    """This process's environment, where endpoints' credentials may be."""
+    """The environment of this process, where endpoints' credentials may be."""
     return os.environ

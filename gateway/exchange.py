@@ -16,7 +16,7 @@ import msgspec
 
 from gateway.contract.usage import UsageFold
 from gateway.snapshot import ModelDoc, Principal
-from quotas.limits import Charge, charges_for
+from quotas.limits import Charge
 from quotas.ports import Settlement
 from quotas.pricing import billed_meters
 from quotas.record import AttemptEntry, Outcome, UsageRecord
@@ -234,9 +234,7 @@ class Exchange:
             tokens = self.fold.prompt + (self.fold.completion or 0)
         elif self.engine_answered or not self.reached_engine:
             tokens = 0
-        return tuple(
-            Charge(charge.limit, _true_amount(charge, tokens)) for charge in self.charges
-        )
+        return tuple(Charge(charge.limit, _true_amount(charge, tokens)) for charge in self.charges)
 
     def _close_attempt(self, status: int, now_ms: int) -> None:
         assert self._open_attempt is not None

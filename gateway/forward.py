@@ -11,7 +11,6 @@ from gateway.contract.edits import edit
 from gateway.contract.envelope import Operation
 from gateway.contract.errors import Overdue
 from gateway.engines import Engine, Engines
-from gateway.errors import error_event
 from gateway.exchange import Exchange
 from gateway.metering.board import Slot
 from gateway.telemetry.counters import Counters
@@ -57,7 +56,8 @@ class Forwarder:
         self, call: Call, slot: Slot, endpoint: Endpoint, plan: Plan, headers: Headers
     ) -> Failed | Ended:
         """``Failed``: nothing of an answer went out, and the exchange awaits another attempt.
-        ``Ended``: the answer went out, whole or cut; the exchange is committed."""
+        ``Ended``: the answer went out, whole or cut; the exchange is committed.
+        """
         exchange = call.exchange
         assert exchange is not None
         engine = self._engines.get(endpoint)
@@ -80,7 +80,7 @@ class Forwarder:
             slot.dispatched(number, endpoint.id)
             relay = call.relay = self._relay(call, slot, number, engine, headers)
             watch = self._watch(call, relay)
-            relay.on_chunk = self._on_chunk(call, exchange, watch)
+            relay.on_chunk = self._on_chunk(exchange, watch)
             relay.attach(upstream)
             upstream.send(head, body, relay)
             try:
@@ -156,7 +156,6 @@ class Forwarder:
             headers=headers,
             on_commit=on_commit,
             on_counts=on_counts,
-            say=lambda error: error_event(error, call.request_id),
             release=engine.pool.give_back,
         )
 
@@ -182,7 +181,7 @@ class Forwarder:
             on_silence=relay.ping,
         )
 
-    def _on_chunk(self, call: Call, exchange: Exchange, watch: Watch) -> Callable[[int], None]:
+    def _on_chunk(self, exchange: Exchange, watch: Watch) -> Callable[[int], None]:
         """Runs after bytes of the answer were handed to the client's socket."""
         last_s = 0.0
         fold = exchange.fold

@@ -15,6 +15,7 @@ from gateway import identity
 from gateway.call import Call, Stop, id_headers
 from gateway.contract.envelope import OPERATIONS, Envelope, Operation, parse, scan
 from gateway.contract.errors import (
+    ContractError,
     InvalidKey,
     LimitExceeded,
     ModelNotFound,
@@ -226,10 +227,11 @@ class Inference:
         last: Failed | None = None
         again: Endpoint | None = None
         while True:
-            if call.stopped is None and call.reply.gone:
+            if call.reply.gone:
                 call.stop("client_abort")
-            if call.stopped is not None:
-                return self._end_stopped(call, exchange, call.stopped)
+            stopped = call.stopping()
+            if stopped is not None:
+                return self._end_stopped(call, exchange, stopped)
             try:
                 endpoint = again or self._choose(pool, exchange, intent, tried)
             except NoEndpoint as nobody:
@@ -240,9 +242,9 @@ class Inference:
             if isinstance(outcome, Ended):
                 self._judge(endpoint, outcome)
                 return self._after_commit(call, exchange, outcome)
-            if call.stopped is not None:
-                return self._end_stopped(call, exchange, call.stopped)
             again = None
+            if call.stopping() is not None:
+                continue  # it failed because we stopped it
             if free_retries < FREE_RETRIES_MAX and self._teaches(call, endpoint, outcome):
                 free_retries += 1
                 again = endpoint
@@ -259,7 +261,7 @@ class Inference:
         # A no-op unless our own code failed midway: then the engine's work is still recorded.
         exchange.end("engine_error", 500, self._unix_ms())
         closing = exchange.closing(self._monotonic())
-        self._desk.close(slot, exchange, closing)
+        self._desk.close(slot, closing)
         self._learn(call, exchange)
         if closing.record is not None:
             self._count(exchange.model, closing.record)
@@ -270,7 +272,7 @@ class Inference:
         self, pool: Pool | None, exchange: Exchange, intent: Plan, tried: tuple[int, ...]
     ) -> Endpoint:
         if pool is None:
-            raise NoEndpoint(1.0)
+            raise NoEndpoint(1, {})
         request = RoutingRequest(
             model_upstream=exchange.model.upstream,
             pool=pool,
@@ -329,7 +331,7 @@ class Inference:
         return self._end(exchange, outcome, error, 200 if call.reply.started else 0)
 
     def _end_stopped(
-        self, call: Call, exchange: Exchange, stopped: tuple[Stop, Exception | None]
+        self, call: Call, exchange: Exchange, stopped: tuple[Stop, ContractError | None]
     ) -> Exception | None:
         ending, error = stopped
         return self._end(exchange, ending, error, 200 if call.reply.started else 0)
@@ -397,11 +399,12 @@ class Inference:
 
 async def _read(body: bytes, operation: Operation) -> Envelope:
     """The envelope; a large body is scanned with a turn of the loop every 64 kB."""
-    large = len(body) > SLICED_BYTES
-    if large:
-        for _ in scan(body):
-            await asyncio.sleep(0)
-    return parse(body, operation, scanned=large)
+    if len(body) <= SLICED_BYTES:
+        return parse(body, operation)
+    scanned = scan(body)
+    for _ in scanned:
+        await asyncio.sleep(0)
+    return parse(body, operation, scanned)
 
 
 def _token(request: Request) -> str:

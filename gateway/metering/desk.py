@@ -9,7 +9,7 @@ from collections import deque
 from functools import partial
 
 from gateway.contract.errors import NoCapacity
-from gateway.exchange import Closing, Exchange
+from gateway.exchange import Closing
 from gateway.metering.board import Board, Slot
 from gateway.metering.journal import Journal, JournalFull
 from quotas.ports import QuotaStore
@@ -31,7 +31,8 @@ class Desk:
 
     def claim(self) -> Slot:
         """A slot for a request about to be reserved. Raises ``NoCapacity``: a request that could
-        not be recorded is not served."""
+        not be recorded is not served.
+        """
         slot = self._board.claim() if self._journal.admitting else None
         if slot is None:
             raise NoCapacity(RETRY_AFTER_S)
@@ -48,9 +49,10 @@ class Desk:
         self._store.release(tag, reservation_id)
         self.drop(slot)
 
-    def close(self, slot: Slot, exchange: Exchange, closing: Closing) -> None:
+    def close(self, slot: Slot, closing: Closing) -> None:
         """Books of an ended exchange. Never raises for want of room: what cannot be written now
-        stays in its slot and is tried again by ``retry``."""
+        stays in its slot and is tried again by ``retry``.
+        """
         record = closing.record
         if record is None:
             self.give_up(slot, closing.settlement.tag, closing.settlement.reservation_id)

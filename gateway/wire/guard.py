@@ -55,11 +55,11 @@ def read_head(data: bytes, settings: WireSettings) -> Head:
     if method not in METHODS:
         raise BadRequestHead("unknown method")
     if len(target) > settings.uri_bytes_max:
-        raise UriTooLong(settings.uri_bytes_max)
+        raise UriTooLong
     if target[:1] != b"/" or _CONTROL.search(target) or _PATH_TRICKS.search(target.split(b"?")[0]):
         raise BadRequestHead("the request target is not a plain path")
     if len(lines) - 1 > settings.headers_max:
-        raise HeadTooLarge(settings.headers_max)
+        raise HeadTooLarge
     headers = [_header(line) for line in lines[1:]]
     return _judge(method.decode(), target, headers, http10=minor == b"0")
 

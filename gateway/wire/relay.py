@@ -13,10 +13,9 @@ from typing import Literal
 
 import msgspec
 
-from gateway.contract.errors import UpstreamError
+from gateway.contract.errors import ContractError, UpstreamError, error_event
 from gateway.contract.sse import FrameSplitter, FrameTooLarge
 from gateway.contract.usage import (
-    FINAL,
     UsageFold,
     cut,
     error_in,
@@ -27,6 +26,7 @@ from gateway.contract.usage import (
 )
 from gateway.wire.server import Reply
 from gateway.wire.upstream import Upstream, UpstreamCut
+from routing.attempts import FailureKind
 
 UsageKept = Literal["none", "final", "all"]
 Headers = Sequence[tuple[bytes, bytes]]
@@ -53,7 +53,7 @@ class Failed(msgspec.Struct, frozen=True):
     ``reused``: the socket had served before and died without a byte: not the engine's failure.
     """
 
-    kind: str
+    kind: FailureKind
     status: int = 0
     body: bytes = b""
     retry_after_s: float | None = None
@@ -88,7 +88,6 @@ class Relay:
         headers: Headers,
         on_commit: Callable[[], None],
         on_counts: Callable[[], None],
-        say: Callable[[Exception], bytes],
         release: Callable[[Upstream], None],
     ) -> None:
         self.outcome: asyncio.Future[Failed | Ended] = asyncio.get_running_loop().create_future()
@@ -102,7 +101,6 @@ class Relay:
         self._on_commit = on_commit
         self._on_counts = on_counts
         self.on_chunk: Callable[[int], None] = _ignore
-        self._say = say
         self._release = release
         self._upstream: Upstream | None = None
         self._splitter = FrameSplitter()
@@ -123,18 +121,18 @@ class Relay:
     def stop(
         self,
         ending: Literal["client_abort", "timeout", "shutdown", "key_revoked"],
-        error: Exception | None = None,
+        error: ContractError | None = None,
     ) -> None:
         """Close the engine's connection now: that is the abort. ``error`` is a stream's last event."""
         if self.outcome.done():
             return
         if error is not None and self._reply.started and not self._reply.gone:
-            self._reply.write(self._say(error))
+            self._reply.write(error_event(error))
             self._reply.finish()
         self._settle(Ended(ending))
         self._drop()
 
-    def fail(self, kind: str) -> None:
+    def fail(self, kind: FailureKind) -> None:
         """Give the attempt up before commit: too slow to its first event."""
         if not self.outcome.done():
             self._settle(Failed(kind))
@@ -218,7 +216,7 @@ class Relay:
                 return
             seen = fold.look(frame)
             edited: bytes | None = frame
-            if seen and kept != "all" and not (kept == "final" and seen == FINAL):
+            if seen and kept != "all" and not (kept == "final" and seen.final):
                 edited = cut(frame)
             if edited is not None:
                 out.append(rename(edited, *names) if names else edited)
@@ -256,7 +254,7 @@ class Relay:
             self._start()
         self._reply.write(PING)
 
-    def _cut_short(self, kind: str, *, reused: bool = False) -> None:
+    def _cut_short(self, kind: FailureKind, *, reused: bool = False) -> None:
         if self.committed:
             self._end_badly()
         else:
@@ -266,7 +264,7 @@ class Relay:
     def _end_badly(self) -> None:
         """After commit, an error is one event and no [DONE]; a whole answer is the caller's to make."""
         if self._reply.started and not self._reply.gone:
-            self._reply.write(self._say(UpstreamError()))
+            self._reply.write(error_event(UpstreamError()))
             self._reply.finish()
         self._settle(Ended("engine_error"))
         self._drop()
@@ -333,7 +331,7 @@ def _code_in(body: bytes) -> int:
     return code if isinstance(code, int) and 400 <= code <= 599 else 500  # noqa: PLR2004
 
 
-def _kind_of(status: int) -> str:
+def _kind_of(status: int) -> FailureKind:
     if status in (429, 503):
         return "engine_busy"
     if status in (401, 403, 404):

@@ -21,8 +21,8 @@ from gateway.contract.errors import (
     BodyTooLarge,
     ContractError,
     HeadTooLarge,
-    TooManyConnections,
-    TooSlow,
+    NoCapacity,
+    RequestTimeout,
 )
 from gateway.settings import WireSettings
 from gateway.wire import heads
@@ -152,7 +152,7 @@ class Connection(asyncio.Protocol):
         name = transport.get_extra_info("peername")
         self.peer = name[0] if isinstance(name, tuple) else ""
         if not self._server.opened(self):
-            self._refuse(TooManyConnections())
+            self._refuse(NoCapacity())
             return
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
@@ -226,12 +226,12 @@ class Connection(asyncio.Protocol):
         limit = self._settings.head_bytes_max
         if end < 0:
             if len(buffer) > limit:
-                raise HeadTooLarge(limit)
+                raise HeadTooLarge
             if b"\n\n" in buffer or b"\0" in buffer:
                 raise BadRequestHead("bare LF or NUL in the head")
             return False
         if end + 4 > limit:
-            raise HeadTooLarge(limit)
+            raise HeadTooLarge
         data = bytes(buffer[: end + 4])
         head = read_head(data, self._settings)
         try:
@@ -278,7 +278,7 @@ class Connection(asyncio.Protocol):
         elapsed_s = self._loop.time() - self._body_began_s
         grace_s = min(5.0, self._settings.body_s)
         if elapsed_s > grace_s and received < elapsed_s * self._settings.body_bytes_per_s_min:
-            raise TooSlow
+            raise RequestTimeout
 
     def _hand_over(self, body: bytes) -> None:
         head = self._head
@@ -361,7 +361,7 @@ class Connection(asyncio.Protocol):
 
     def _too_slow(self) -> None:
         if not self._closing:
-            self._refuse(TooSlow())
+            self._refuse(RequestTimeout())
 
     def _idle_over(self) -> None:
         self._closing = True

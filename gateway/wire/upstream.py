@@ -101,12 +101,15 @@ class Upstream(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except HttpParserError:
-            if self._receiver is not None or not self._complete:
-                self._cut("the response is not HTTP")
+            # Bytes beyond a response that had ended: it is whole, the socket is not trusted.
+            if self._complete:
+                self.alive = False
+                self._finish()
+                self.transport.abort()
             else:
-                self.abort()  # bytes beyond the response that had ended
+                self._cut("the response is not HTTP")
             return
-        if self._complete and self._receiver is not None:
+        if self._complete:
             self._finish()
 
     def eof_received(self) -> bool:

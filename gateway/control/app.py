@@ -1,0 +1,402 @@
+"""The admin API: what the command line talks to, behind the operator token.
+
+Starlette; errors are problem+json (RFC 9457) with one clear sentence. The same application answers
+in the command's own process when no server runs, so a handler knows nothing of a running server
+beyond the callbacks it is given. Not here: SQL (``gateway.store``), files (``gateway.declared``).
+"""
+
+import hmac
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, date, datetime
+from json import JSONDecodeError
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, ValidationError
+from sqlalchemy import select
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway import identity
+from gateway.declared.apply import Applier
+from gateway.declared.document import DeclaredError, EndpointPart, load, parse
+from gateway.store import accounts, catalog, changes, ledger
+from gateway.store.database import Database
+from gateway.store.schema import models, pools
+
+RECORDS_PER_PAGE_MAX = 10_000
+BODY_BYTES_MAX = 16 << 20
+
+
+class ControlDeps(msgspec.Struct, frozen=True, kw_only=True):
+    """What the handlers need. ``changed`` runs after a write, ``ship`` before a read of usage."""
+
+    db: Database
+    pepper: bytes
+    key_env: str
+    operator_token: str
+    changed: Callable[[], Awaitable[None]]
+    ship: Callable[[], Awaitable[None]]
+    metrics_text: Callable[[], Awaitable[bytes]]
+    ready: Callable[[], Mapping[str, object]]
+    probe: Callable[[str, str], Awaitable[Mapping[str, object]]]
+    doctor: Callable[[], Awaitable[list[Any]]]
+
+
+class _NewKey(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    path: str
+    models: list[str] | None = None
+    expires: str | None = None
+
+
+class _Path(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    path: str
+
+
+class _NewModel(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    url: str
+    upstream: str | None = None
+    pool: str | None = None
+
+
+class _Apply(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    document: Any
+    file: str = "the request"
+    prune: bool = False
+    dry_run: bool = False
+
+
+def build_app(deps: ControlDeps) -> Starlette:
+    """Every route of the control listener. Admin routes live behind the token, by construction."""
+    admin = _Admin(deps)
+    return Starlette(
+        routes=[
+            Route("/healthz", lambda _: JSONResponse({"status": "ok"})),
+            Route("/readyz", admin.readyz),
+            Route("/metrics", admin.metrics),
+            Route("/admin/v1/apply", admin.apply, methods=["POST"]),
+            Route("/admin/v1/keys", admin.list_keys, methods=["GET"]),
+            Route("/admin/v1/keys", admin.create_key, methods=["POST"]),
+            Route("/admin/v1/keys/rotate", admin.rotate_key, methods=["POST"]),
+            Route("/admin/v1/keys/revoke", admin.revoke_key, methods=["POST"]),
+            Route("/admin/v1/models", admin.list_models, methods=["GET"]),
+            Route("/admin/v1/models", admin.add_model, methods=["POST"]),
+            Route("/admin/v1/usage", admin.usage, methods=["GET"]),
+            Route("/admin/v1/usage/records", admin.records, methods=["GET"]),
+            Route("/admin/v1/doctor", admin.doctor, methods=["GET"]),
+        ],
+        middleware=[Middleware(_OperatorOnly, token=deps.operator_token)],
+        exception_handlers={
+            HTTPException: _http_problem,
+            DeclaredError: _problem(400, "The declared file is wrong"),
+            accounts.NotFound: _problem(404, "Not found"),
+            accounts.Conflict: _problem(409, "Conflict"),
+            ValueError: _problem(400, "Bad request"),
+        },
+    )
+
+
+class _OperatorOnly:
+    """Everything under /admin asks for the token, whether the route exists or not."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._wanted = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/admin"):
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self._wanted):
+                response = problem(401, "Unauthorized", "the operator token is missing or wrong")
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class _Admin:
+    """The handlers."""
+
+    def __init__(self, deps: ControlDeps) -> None:
+        self._deps = deps
+        self._db = deps.db
+        self._applier = Applier(deps.db, mint=self._mint, digest=self._digest, now_ms=_now_ms)
+
+    async def readyz(self, _request: Request) -> Response:
+        state = self._deps.ready()
+        return JSONResponse(dict(state), 200 if state.get("ready") else 503)
+
+    async def metrics(self, _request: Request) -> Response:
+        text = await self._deps.metrics_text()
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def doctor(self, _request: Request) -> Response:
+        return _json({"data": await self._deps.doctor()})
+
+    # -- the declared file -------------------------------------------------------------------
+
+    async def apply(self, request: Request) -> Response:
+        raw = await _body(request)
+        if "json" in request.headers.get("content-type", ""):
+            body = _typed(_Apply, raw)
+            declared = parse(body.document, body.file)
+            prune, dry_run, file = body.prune, body.dry_run, body.file
+        else:
+            file = "the request"
+            declared = load(raw.decode("utf-8", "replace"), file)
+            prune = request.query_params.get("prune") == "1"
+            dry_run = request.query_params.get("dry_run") == "1"
+        applied = await self._applier.apply(declared, file, prune=prune, dry_run=dry_run)
+        if not dry_run:
+            await self._deps.changed()
+        return _json(applied)
+
+    # -- keys --------------------------------------------------------------------------------
+
+    async def list_keys(self, _request: Request) -> Response:
+        async with self._db.read() as connection:
+            rows = await accounts.list_keys(connection)
+        return _json({"data": [_key_shown(row, _now_ms()) for row in rows]})
+
+    async def create_key(self, request: Request) -> Response:
+        body = _typed(_NewKey, await _body(request))
+        tenant, project, name = accounts.split_path(body.path)
+        minted, now_ms = self._mint(), _now_ms()
+        async with self._db.begin() as connection:
+            project_id = await accounts.ensure_project(connection, tenant, project)
+            await self._check_models(connection, body.models)
+            key_id = await accounts.create_key(
+                connection,
+                project_id,
+                name,
+                None if body.models is None else tuple(body.models),
+                None if body.expires is None else _expires_s(body.expires),
+                now_ms,
+            )
+            digest = self._digest(minted.token)
+            await accounts.add_secret(connection, key_id, minted, digest, now_ms)
+            version = await changes.bump(connection, [("key", key_id)])
+        return await self._changed(
+            {"path": body.path, "secret": minted.token, "version": version}, 201
+        )
+
+    async def rotate_key(self, request: Request) -> Response:
+        body = _typed(_Path, await _body(request))
+        minted, now_ms = self._mint(), _now_ms()
+        async with self._db.begin() as connection:
+            key_id = await accounts.find_key(connection, body.path)
+            await accounts.rotate(connection, key_id, minted, self._digest(minted.token), now_ms)
+            version = await changes.bump(connection, [("key", key_id)])
+        return await self._changed({"path": body.path, "secret": minted.token, "version": version})
+
+    async def revoke_key(self, request: Request) -> Response:
+        body = _typed(_Path, await _body(request))
+        async with self._db.begin() as connection:
+            key_id = await accounts.find_key(connection, body.path)
+            await accounts.revoke(connection, key_id, _now_ms())
+            version = await changes.bump(connection, [("key", key_id)])
+        return await self._changed({"path": body.path, "state": "revoked", "version": version})
+
+    async def _check_models(self, connection: Any, names: list[str] | None) -> None:
+        for name in names or ():
+            if await accounts.live_id(connection, models, name=name) is None:
+                raise accounts.NotFound(f"no model {name}")
+
+    # -- models ------------------------------------------------------------------------------
+
+    async def list_models(self, _request: Request) -> Response:
+        shown = []
+        async with self._db.read() as connection:
+            rows = await connection.execute(
+                select(models, pools.c.name.label("pool"))
+                .join(pools, models.c.pool_id == pools.c.id)
+                .where(models.c.deleted_at.is_(None))
+                .order_by(models.c.name)
+            )
+            for row in rows.mappings().all():
+                price = await catalog.price_in_force(connection, row["id"])
+                shown.append(
+                    {
+                        "name": row["name"],
+                        "upstream": row["upstream"],
+                        "pool": row["pool"],
+                        "context_tokens": row["context_tokens"],
+                        "max_output_tokens": row["max_output_tokens"],
+                        "price": None
+                        if price is None
+                        else {
+                            "version": price.version,
+                            "currency": price.currency,
+                            **{name: ledger.money(nano) for name, nano in price.nano.items()},
+                        },
+                    }
+                )
+        return _json({"data": shown})
+
+    async def add_model(self, request: Request) -> Response:
+        body = _typed(_NewModel, await _body(request))
+        url = body.url.rstrip("/").removesuffix("/v1")
+        _typed_values(EndpointPart, {"url": url})
+        upstream = body.upstream or body.name
+        found = await self._deps.probe(url, upstream)
+        pool = body.pool or body.name.replace("/", "-")
+        declared = parse(
+            {
+                "pools": [{"name": pool, "endpoints": [{"url": url}]}],
+                "models": [{"name": body.name, "upstream": upstream, "pool": pool}],
+            },
+            "the request",
+        )
+        applied = await self._applier.apply(declared, "the request")
+        return await self._changed(
+            {"name": body.name, "pool": pool, "found": dict(found), "version": applied.version},
+            201,
+        )
+
+    # -- usage -------------------------------------------------------------------------------
+
+    async def usage(self, request: Request) -> Response:
+        by = request.query_params.get("by", "key")
+        if by not in ("key", "model", "day"):
+            raise HTTPException(400, "by: expected key, model or day")
+        await self._deps.ship()
+        since_ms = _since_ms(request)
+        return _json({"data": await ledger.summary(self._db, by, since_ms)})  # type: ignore[arg-type]
+
+    async def records(self, request: Request) -> Response:
+        query = request.query_params
+        limit = _number(query.get("limit", "1000"), "limit", 1, RECORDS_PER_PAGE_MAX)
+        after = _number(query.get("cursor", query.get("after", "0")), "cursor", 0, 1 << 62)
+        await self._deps.ship()
+        page, cursor = await ledger.read_records(
+            self._db, after_id=after, limit=limit, since_ms=_since_ms(request)
+        )
+        return _json({"data": page, "next": None if cursor is None else str(cursor)})
+
+    # -- shared ------------------------------------------------------------------------------
+
+    async def _changed(self, said: Mapping[str, object], status: int = 200) -> Response:
+        await self._deps.changed()
+        return _json(said, status)
+
+    def _mint(self) -> identity.MintedKey:
+        return identity.mint(self._deps.key_env, secrets.token_bytes)
+
+    def _digest(self, token: str) -> bytes:
+        return identity.digest(self._deps.pepper, token)
+
+
+def problem(status: int, title: str, detail: str) -> Response:
+    """RFC 9457."""
+    return JSONResponse(
+        {"type": "about:blank", "title": title, "status": status, "detail": detail},
+        status,
+        media_type="application/problem+json",
+    )
+
+
+def _problem(status: int, title: str) -> Callable[[Request, Exception], Response]:
+    return lambda _request, error: problem(status, title, str(error))
+
+
+def _http_problem(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return problem(error.status_code, error.detail, error.detail)
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+async def _body(request: Request) -> bytes:
+    parts = bytearray()
+    async for piece in request.stream():
+        parts += piece
+        if len(parts) > BODY_BYTES_MAX:
+            raise HTTPException(413, f"the body is larger than {BODY_BYTES_MAX} bytes")
+    return bytes(parts)
+
+
+def _typed(kind: type[Any], raw: bytes) -> Any:
+    try:
+        return kind.model_validate_json(raw)
+    except (ValidationError, JSONDecodeError, UnicodeDecodeError) as error:
+        raise HTTPException(400, _first_fault(error)) from None
+
+
+def _typed_values(kind: type[Any], values: Mapping[str, object]) -> Any:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise HTTPException(400, _first_fault(error)) from None
+
+
+def _first_fault(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return "the body is not JSON"
+    first = error.errors(include_url=False, include_input=False)[0]
+    path = ".".join(str(step) for step in first["loc"])
+    return f"{path}: {first['msg']}" if path else first["msg"]
+
+
+def _number(text: str, name: str, low: int, high: int) -> int:
+    if not text.isdigit() or not low <= int(text) <= high:
+        raise HTTPException(400, f"{name}: {text[:40]!r}: expected a number from {low} to {high}")
+    return int(text)
+
+
+def _since_ms(request: Request) -> int:
+    text = request.query_params.get("since")
+    return 0 if text is None else _moment(text, "since")
+
+
+def _expires_s(text: str) -> int:
+    """A date is its last second, in UTC."""
+    moment = _moment(text, "expires") // 1000
+    return moment + 86_399 if len(text) == len("2027-06-30") else moment
+
+
+def _moment(text: str, name: str) -> int:
+    """Unix ms of a date (its first moment) or a time; without a zone it is UTC."""
+    try:
+        try:
+            parsed = datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC)
+        except ValueError:
+            parsed = datetime.fromisoformat(text)
+            parsed = parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+    except ValueError:
+        raise HTTPException(
+            400, f"{name}: {text[:40]!r}: expected a date such as 2027-06-30, or a time"
+        ) from None
+    return int(parsed.timestamp() * 1000)
+
+
+def _key_shown(row: accounts.KeyRow, now_ms: int) -> dict[str, object]:
+    state = "live"
+    if row.revoked_ms is not None:
+        state = "revoked"
+    elif row.expires_s is not None and row.expires_s * 1000 <= now_ms:
+        state = "expired"
+    return {
+        "path": row.path,
+        "kid": row.kids[-1] if row.kids else None,
+        "state": state,
+        "models": None if row.models is None else list(row.models),
+        "expires": None if row.expires_s is None else ledger.timestamp(row.expires_s * 1000),
+        "created": ledger.timestamp(row.created_ms),
+    }
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,291 @@
+"""Bring the database to what a file says: upsert by name, in one transaction.
+
+An object named in the file becomes what the file says of it; a price that the file leaves out stays.
+Nothing is removed but with ``prune``. What changed is bumped as one version of the change log.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+
+import msgspec
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway import identity
+from gateway.declared.document import Declared, DeclaredError, KeyPart, ModelPart, PoolPart
+from gateway.store import accounts, catalog, changes
+from gateway.store.database import Database
+from gateway.store.schema import endpoints, keys, models, pools, projects, tenants
+
+
+class Applied(msgspec.Struct):
+    """Paths by kind (pools, endpoints, models, tenants, projects, keys); secrets of new keys only."""
+
+    version: int = 0
+    created: dict[str, list[str]] = {}
+    updated: dict[str, list[str]] = {}
+    removed: dict[str, list[str]] = {}
+    keys: list[dict[str, str]] = []
+
+
+class _DryRun(Exception):
+    """Rolls the transaction back: a plan is an apply that did not happen."""
+
+
+class Applier:
+    """``mint`` gives new keys; ``digest`` what is kept of one."""
+
+    def __init__(
+        self,
+        db: Database,
+        *,
+        mint: Callable[[], identity.MintedKey],
+        digest: Callable[[str], bytes],
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._db = db
+        self._mint = mint
+        self._digest = digest
+        self._now_ms = now_ms
+
+    async def apply(
+        self, declared: Declared, file: str, *, prune: bool = False, dry_run: bool = False
+    ) -> Applied:
+        """Raises ``DeclaredError`` for a name that the file uses and nobody has."""
+        applied = Applied()
+        try:
+            async with self._db.begin() as connection:
+                run = _Run(self, connection, declared, file, applied)
+                await run.all(prune=prune)
+                if dry_run:
+                    raise _DryRun  # noqa: TRY301 -- what rolls the transaction back
+        except _DryRun:
+            applied.keys = []
+        return applied
+
+
+class _Run:
+    """One transaction of an apply."""
+
+    def __init__(
+        self,
+        applier: Applier,
+        connection: AsyncConnection,
+        declared: Declared,
+        file: str,
+        applied: Applied,
+    ) -> None:
+        self._applier = applier
+        self._connection = connection
+        self._declared = declared
+        self._file = file
+        self._applied = applied
+        self._rows: list[tuple[str, int]] = []
+        self._seen: dict[str, set[int]] = {}
+        self._now_ms = applier._now_ms()  # noqa: SLF001 -- one of two halves
+
+    async def all(self, *, prune: bool) -> None:
+        for pool in self._declared.pools:
+            await self._pool(pool)
+        for index, model in enumerate(self._declared.models):
+            await self._model(index, model)
+        for tenant in self._declared.tenants:
+            tenant_id = await self._named("tenants", tenants, tenant.name, name=tenant.name)
+            await self._limits("tenant", tenant_id, tenant.name, tenant.limits.rows())
+            for project in tenant.projects:
+                path = f"{tenant.name}/{project.name}"
+                project_id = await self._named(
+                    "projects", projects, path, tenant_id=tenant_id, name=project.name
+                )
+                await self._limits("project", project_id, path, project.limits.rows())
+                for key in project.keys:
+                    await self._key(project_id, f"{path}/{key.name}", key)
+        if prune:
+            await self._prune()
+        if self._rows:
+            self._applied.version = await changes.bump(self._connection, self._rows)
+        else:
+            self._applied.version = await changes.current(self._connection)
+
+    # -- one noun each -----------------------------------------------------------------------
+
+    async def _pool(self, part: PoolPart) -> None:
+        pool_id = await self._named("pools", pools, part.name, name=part.name)
+        for endpoint in part.endpoints:
+            options = endpoint.model_dump(exclude={"url"}, mode="json")
+            text = json.dumps(options, sort_keys=True)
+            path = f"{part.name} {endpoint.url}"
+            known = await accounts.live_id(
+                self._connection, endpoints, pool_id=pool_id, url=endpoint.url
+            )
+            endpoint_id = await self._named(
+                "endpoints", endpoints, path, {"options": text}, pool_id=pool_id, url=endpoint.url
+            )
+            if known is not None:
+                old = await self._connection.scalar(
+                    select(endpoints.c.options).where(endpoints.c.id == endpoint_id)
+                )
+                if old == text:
+                    continue
+                await self._set(endpoints, endpoint_id, options=text)
+                self._note("updated", "endpoints", path)
+            self._rows.append(("pool", pool_id))
+
+    async def _model(self, index: int, part: ModelPart) -> None:
+        pool_id = await accounts.live_id(self._connection, pools, name=part.pool)
+        if pool_id is None:
+            raise DeclaredError(
+                f"{self._file}: models[{index}].pool: {part.pool!r}: expected the name of a pool "
+                "in this file or applied before"
+            )
+        wanted: dict[str, object] = {
+            "upstream": part.upstream or part.name,
+            "pool_id": pool_id,
+            "context_tokens": part.context_tokens,
+            "max_output_tokens": part.max_output_tokens,
+            "timeouts": json.dumps(part.timeouts.model_dump(), sort_keys=True),
+        }
+        known = await accounts.live_id(self._connection, models, name=part.name)
+        model_id = await self._named(
+            "models", models, part.name, {**wanted, "created_ms": self._now_ms}, name=part.name
+        )
+        changed = known is not None and await self._differs(models, model_id, wanted)
+        if part.price is not None:
+            repriced = await catalog.set_price(
+                self._connection, model_id, part.price.currency, part.price.nano(), self._now_ms
+            )
+            changed = changed or (repriced and known is not None)
+        if changed:
+            await self._set(models, model_id, **wanted)
+            self._note("updated", "models", part.name)
+            self._rows.append(("model", model_id))
+
+    async def _key(self, project_id: int, path: str, part: KeyPart) -> None:
+        if part.models is not None:
+            await self._check_models(path, part.models)
+        wanted: dict[str, object] = {
+            "models": None if part.models is None else json.dumps(part.models),
+            "expires_s": None if part.expires is None else int(part.expires.timestamp()),
+        }
+        known = await accounts.live_id(
+            self._connection, keys, project_id=project_id, name=part.name
+        )
+        key_id = await self._named(
+            "keys",
+            keys,
+            path,
+            {**wanted, "created_ms": self._now_ms},
+            project_id=project_id,
+            name=part.name,
+        )
+        if known is None:
+            minted = self._applier._mint()  # noqa: SLF001
+            digest = self._applier._digest(minted.token)  # noqa: SLF001
+            await accounts.add_secret(self._connection, key_id, minted, digest, self._now_ms)
+            self._applied.keys.append({"path": path, "secret": minted.token})
+        elif await self._differs(keys, key_id, wanted):
+            await self._set(keys, key_id, **wanted)
+            self._note("updated", "keys", path)
+            self._rows.append(("key", key_id))
+        await self._limits("key", key_id, path, part.limits.rows())
+
+    async def _check_models(self, path: str, names: Sequence[str]) -> None:
+        for name in names:
+            if await accounts.live_id(self._connection, models, name=name) is None:
+                raise DeclaredError(
+                    f"{self._file}: key {path}: models: {name!r}: expected the name of a model in "
+                    "this file or applied before"
+                )
+
+    async def _limits(
+        self, kind: str, row_id: int, path: str, wanted: dict[str, tuple[int, int | None]]
+    ) -> None:
+        if not await accounts.set_limits(self._connection, kind, row_id, wanted):
+            return
+        noun = kind + "s"
+        if path not in self._applied.created.get(noun, ()):
+            self._note("updated", noun, path)
+        self._rows.append((kind, row_id))
+
+    # -- pruning -----------------------------------------------------------------------------
+
+    async def _prune(self) -> None:
+        """End every living row that the file did not name, children first."""
+        paths = await self._paths()
+        for noun, table, kind in (
+            ("keys", keys, "key"),
+            ("projects", projects, "project"),
+            ("tenants", tenants, "tenant"),
+            ("models", models, "model"),
+            ("endpoints", endpoints, "pool"),
+            ("pools", pools, "pool"),
+        ):
+            for row_id, (path, parent) in paths[noun].items():
+                if row_id in self._seen.get(noun, set()):
+                    continue
+                await self._set(table, row_id, deleted_at=self._now_ms)
+                if noun == "keys":
+                    await accounts.revoke(self._connection, row_id, self._now_ms)
+                self._note("removed", noun, path)
+                self._rows.append((kind, parent if noun == "endpoints" else row_id))
+
+    async def _paths(self) -> dict[str, dict[int, tuple[str, int]]]:
+        """Every living row: noun -> id -> (path, parent id)."""
+        found: dict[str, dict[int, tuple[str, int]]] = {}
+
+        async def live(noun: str, table: object, name: str, parent: str | None) -> None:
+            query = select(table).where(table.c.deleted_at.is_(None))  # type: ignore[attr-defined,call-overload]
+            above = found.get({"tenant_id": "tenants", "project_id": "projects",
+                               "pool_id": "pools"}.get(parent or "", ""), {})  # fmt: skip
+            joint = " " if noun == "endpoints" else "/"
+            rows = (await self._connection.execute(query)).mappings()
+            found[noun] = {
+                row["id"]: (
+                    f"{above[row[parent]][0]}{joint}{row[name]}"
+                    if parent and row[parent] in above
+                    else row[name],
+                    row[parent] if parent else 0,
+                )
+                for row in rows
+            }
+
+        await live("pools", pools, "name", None)
+        await live("endpoints", endpoints, "url", "pool_id")
+        await live("models", models, "name", None)
+        await live("tenants", tenants, "name", None)
+        await live("projects", projects, "name", "tenant_id")
+        await live("keys", keys, "name", "project_id")
+        return found
+
+    # -- rows --------------------------------------------------------------------------------
+
+    async def _named(
+        self,
+        noun: str,
+        table: object,
+        path: str,
+        rest: dict[str, object] | None = None,
+        **names: object,
+    ) -> int:
+        """The living row of these names, made where it is missing."""
+        row_id = await accounts.live_id(self._connection, table, **names)
+        if row_id is None:
+            row_id = await accounts.insert_row(self._connection, table, **names, **(rest or {}))
+            self._note("created", noun, path)
+            if noun != "endpoints":
+                self._rows.append((noun.removesuffix("s"), row_id))
+        self._seen.setdefault(noun, set()).add(row_id)
+        return row_id
+
+    async def _differs(self, table: object, row_id: int, wanted: dict[str, object]) -> bool:
+        query = select(table).where(table.c.id == row_id)  # type: ignore[attr-defined,call-overload]
+        row = (await self._connection.execute(query)).mappings().one()
+        return any(row[column] != value for column, value in wanted.items())
+
+    async def _set(self, table: object, row_id: int, **values: object) -> None:
+        await self._connection.execute(
+            update(table).where(table.c.id == row_id).values(**values)  # type: ignore[arg-type,attr-defined]
+        )
+
+    def _note(self, verb: str, noun: str, path: str) -> None:
+        getattr(self._applied, verb).setdefault(noun, []).append(path)

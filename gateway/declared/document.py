@@ -1,0 +1,236 @@
+"""The declared file as values, and errors that name file, path, value and what was expected.
+
+YAML or JSON; unknown fields are errors, money is exact decimal strings. Not here: what is in the
+database (``gateway.declared.apply``).
+"""
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from quotas.errors import MoneyError
+from quotas.money import parse_price
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}$"
+MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/\-]{0,255}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+ModelName = Annotated[str, Field(pattern=MODEL_PATTERN)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Count = Annotated[int, Field(ge=0, le=10**12, strict=True)]
+
+
+class DeclaredError(Exception):
+    """What is wrong with the file, one fault a line."""
+
+
+def _decimal(value: object) -> object:
+    if isinstance(value, float):
+        raise ValueError(  # noqa: TRY004 -- what pydantic turns into a fault
+            'a decimal in quotes, such as "0.10": a bare number is not exact'
+        )
+    return value
+
+
+def _price(value: str) -> str:
+    try:
+        parse_price(value)
+    except MoneyError as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
+def _expiry(value: object) -> object:
+    """A date is its last second, in UTC; a time without a zone is UTC."""
+    if isinstance(value, str):
+        try:
+            value = dt.date.fromisoformat(value)
+        except ValueError:
+            return value
+    if isinstance(value, dt.date) and not isinstance(value, dt.datetime):
+        return dt.datetime.combine(value, dt.time(23, 59, 59), dt.UTC)
+    if isinstance(value, dt.datetime) and value.tzinfo is None:
+        return value.replace(tzinfo=dt.UTC)
+    return value
+
+
+Price = Annotated[str, BeforeValidator(_decimal), AfterValidator(_price)]
+Expiry = Annotated[dt.datetime, BeforeValidator(_expiry)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EndpointPart(_Part):
+    url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")]
+    dialect: Literal["vllm", "nim", "openai"] = "vllm"
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    api_key_file: str | None = None
+    ca_file: str | None = None
+    max_in_flight: Annotated[int, Field(ge=1, le=100_000, strict=True)] = 256
+    usage: Literal["auto", "continuous", "final", "none"] = "auto"
+    draining: bool = False
+
+
+class PoolPart(_Part):
+    name: Name
+    endpoints: list[EndpointPart] = []
+
+
+class TimeoutsPart(_Part):
+    connect_s: Seconds = 5
+    first_event_s: Seconds = 300
+    gap_s: Seconds = 120
+    unary_s: Seconds = 600
+    stream_s: Seconds = 3600
+
+
+class PricePart(_Part):
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
+    input: Price
+    cached_input: Price | None = None
+    output: Price
+
+    def nano(self) -> dict[str, int]:
+        """Meter -> nano-units per million tokens."""
+        lines = {"input": self.input, "cached_input": self.cached_input, "output": self.output}
+        return {meter: parse_price(text) for meter, text in lines.items() if text is not None}
+
+
+class ModelPart(_Part):
+    name: ModelName
+    upstream: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    pool: Name
+    context_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
+    timeouts: TimeoutsPart = TimeoutsPart()
+    price: PricePart | None = None
+
+
+class LimitsPart(_Part):
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    concurrent_requests: Count | None = None
+    requests_burst: Count | None = None
+    tokens_burst: Count | None = None
+
+    def rows(self) -> dict[str, tuple[int, int | None]]:
+        """Dimension -> (value, burst) of the limits that are set."""
+        found = {
+            "requests": (self.requests_per_minute, self.requests_burst),
+            "tokens": (self.tokens_per_minute, self.tokens_burst),
+            "concurrency": (self.concurrent_requests, None),
+        }
+        return {name: (value, burst) for name, (value, burst) in found.items() if value is not None}
+
+
+class KeyPart(_Part):
+    name: Name
+    models: list[ModelName] | None = None
+    expires: Expiry | None = None
+    limits: LimitsPart = LimitsPart()
+
+
+class ProjectPart(_Part):
+    name: Name
+    limits: LimitsPart = LimitsPart()
+    keys: list[KeyPart] = []
+
+
+class TenantPart(_Part):
+    name: Name
+    limits: LimitsPart = LimitsPart()
+    projects: list[ProjectPart] = []
+
+
+class Declared(_Part):
+    """The whole file; every section may be missing."""
+
+    pools: list[PoolPart] = []
+    models: list[ModelPart] = []
+    tenants: list[TenantPart] = []
+
+    @model_validator(mode="after")
+    def _names_once(self) -> "Declared":
+        _once("pools", [each.name for each in self.pools])
+        _once("models", [each.name for each in self.models])
+        _once("tenants", [each.name for each in self.tenants])
+        for pool in self.pools:
+            _once(f"pools.{pool.name}.endpoints", [each.url for each in pool.endpoints])
+        for tenant in self.tenants:
+            _once(f"tenants.{tenant.name}.projects", [each.name for each in tenant.projects])
+            for project in tenant.projects:
+                path = f"tenants.{tenant.name}.projects.{project.name}.keys"
+                _once(path, [each.name for each in project.keys])
+        return self
+
+
+def _once(path: str, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{path}: {name!r} comes twice, expected each name once")
+
+
+def parse(document: object, file: str) -> Declared:
+    """The file's content, already read as plain values. Raises ``DeclaredError``."""
+    if document is None:
+        document = {}
+    if not isinstance(document, dict):
+        raise DeclaredError(f"{file}: expected a mapping of pools, models and tenants")
+    try:
+        return Declared.model_validate(document)
+    except ValidationError as error:
+        faults = [_fault(file, each) for each in error.errors(include_url=False)]
+        raise DeclaredError("\n".join(faults)) from None
+
+
+def load(text: str, file: str) -> Declared:
+    """YAML or JSON text. Raises ``DeclaredError``, with the line of a syntax error."""
+    try:
+        document = yaml.load(text, Loader=_OnceLoader)  # noqa: S506 -- a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise DeclaredError(f"{file}{line}: not YAML ({problem})") from None
+    return parse(document, file)
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """A key that comes twice is a mistake, not an override."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 -- the library's signature
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} comes twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _fault(file: str, error: Any) -> str:
+    path = ""
+    for step in error["loc"]:
+        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else str(step)
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return f"{file}: {path}: unknown field; see docs for the fields of this section"
+    if error["type"] == "missing":
+        return f"{file}: {path}: missing, expected a value"
+    shown = repr(error["input"])
+    where = f"{path}: {shown[:80]}: " if path else ""
+    return f"{file}: {where}{message[:1].lower()}{message[1:]}"

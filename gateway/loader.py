@@ -1,0 +1,223 @@
+"""SQL to the documents that data processes know: a full load, or what changed since a version.
+
+Read only. Not here: who is told (``gateway.control.feed``), what they do with it.
+"""
+
+import json
+
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.snapshot import (
+    Doc,
+    KeyDoc,
+    Kind,
+    ModelDoc,
+    Move,
+    ProjectDoc,
+    SecretDoc,
+    TenantDoc,
+    Timeouts,
+    encode_doc,
+)
+from gateway.store import catalog, changes
+from gateway.store.accounts import models_of
+from gateway.store.database import Database
+from gateway.store.schema import (
+    endpoints,
+    key_secrets,
+    keys,
+    limits,
+    models,
+    pools,
+    projects,
+    tenants,
+)
+from quotas.limits import Algorithm, Dimension, Limit
+from routing.topology import Endpoint, Pool
+
+_TABLES = {"tenant": tenants, "project": projects, "key": keys, "model": models, "pool": pools}
+#: Dimension -> algorithm; a concurrency limit refills nothing.
+_ALGORITHMS: dict[Dimension, Algorithm] = {
+    "requests": "bucket",
+    "tokens": "bucket",
+    "concurrency": "concurrency",
+}
+
+
+class Loader:
+    """One per control process."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def version(self) -> int:
+        """The newest version of the change log."""
+        async with self._db.read() as connection:
+            return await changes.peek(connection)
+
+    async def full(self) -> tuple[int, list[Move]]:
+        """(version, every living document)."""
+        async with self._db.read() as connection:
+            version = await changes.peek(connection)
+            moves: list[Move] = []
+            for kind, table in _TABLES.items():
+                ids = await connection.scalars(
+                    select(table.c.id).where(table.c.deleted_at.is_(None))
+                )
+                moves += [await self._move(connection, kind, row_id) for row_id in ids.all()]
+            return version, moves
+
+    async def since(self, version: int) -> tuple[int, list[Move]] | None:
+        """(version now, what changed), or None when the log does not reach back: load in full."""
+        async with self._db.read() as connection:
+            found = await changes.changed_since(connection, version)
+            if found is None:
+                return None
+            now, rows = found
+            return now, [await self._move(connection, kind, row_id) for kind, row_id in rows]
+
+    async def _move(self, connection: AsyncConnection, kind: str, row_id: int) -> Move:
+        table = _TABLES[kind]
+        query = select(table).where(table.c.id == row_id, table.c.deleted_at.is_(None))
+        row = (await connection.execute(query)).mappings().one_or_none()
+        doc = None if row is None else await self._doc(connection, kind, dict(row))
+        return Move(_kind(kind), row_id, None if doc is None else encode_doc(doc))
+
+    async def _doc(
+        self, connection: AsyncConnection, kind: str, row: dict[str, object]
+    ) -> Doc | None:
+        match kind:
+            case "tenant":
+                name = str(row["name"])
+                found = await _limits(connection, "tenant", _int(row["id"]), f"tenant {name}")
+                return TenantDoc(id=_int(row["id"]), name=name, limits=found)
+            case "project":
+                tenant = await _name(connection, "tenant", _int(row["tenant_id"]))
+                shown = f"project {tenant}/{row['name']}"
+                return ProjectDoc(
+                    id=_int(row["id"]),
+                    tenant_id=_int(row["tenant_id"]),
+                    name=str(row["name"]),
+                    limits=await _limits(connection, "project", _int(row["id"]), shown),
+                )
+            case "key":
+                return await _key(connection, row)
+            case "pool":
+                return await _pool(connection, row)
+            case _:
+                return await _model(connection, row)
+
+
+async def _key(connection: AsyncConnection, row: dict[str, object]) -> KeyDoc:
+    key_id = _int(row["id"])
+    project = (
+        (await connection.execute(select(projects).where(projects.c.id == row["project_id"])))
+        .mappings()
+        .one()
+    )
+    tenant = await _name(connection, "tenant", project["tenant_id"])
+    path = f"{tenant}/{project['name']}/{row['name']}"
+    expires_s = row["expires_s"]
+    secrets = await connection.execute(
+        select(key_secrets.c.kid, key_secrets.c.digest, key_secrets.c.expires_s).where(
+            key_secrets.c.key_id == key_id
+        )
+    )
+    return KeyDoc(
+        id=key_id,
+        project_id=_int(row["project_id"]),
+        name=str(row["name"]),
+        path=path,
+        secrets=tuple(
+            SecretDoc(kid=kid, digest=bytes(digest), expires_s=_earlier(until, expires_s))
+            for kid, digest, until in secrets
+            if row["revoked_ms"] is None
+        ),
+        models=models_of(row["models"] if isinstance(row["models"], str) else None),
+        limits=await _limits(connection, "key", key_id, f"key {path}"),
+    )
+
+
+async def _pool(connection: AsyncConnection, row: dict[str, object]) -> Pool:
+    found = await connection.execute(
+        select(endpoints.c.id, endpoints.c.url, endpoints.c.options)
+        .where(endpoints.c.pool_id == row["id"], endpoints.c.deleted_at.is_(None))
+        .order_by(endpoints.c.id)
+    )
+    return Pool(
+        id=_int(row["id"]),
+        name=str(row["name"]),
+        endpoints=tuple(
+            msgspec.convert(
+                {
+                    "id": endpoint_id,
+                    "pool_id": row["id"],
+                    "url": url.rstrip("/").removesuffix("/v1"),
+                    **json.loads(options),
+                },
+                Endpoint,
+            )
+            for endpoint_id, url, options in found
+        ),
+    )
+
+
+async def _model(connection: AsyncConnection, row: dict[str, object]) -> ModelDoc:
+    timeouts = msgspec.json.decode(str(row["timeouts"]), type=Timeouts)
+    return ModelDoc(
+        id=_int(row["id"]),
+        name=str(row["name"]),
+        upstream=str(row["upstream"]),
+        pool_id=_int(row["pool_id"]),
+        context_tokens=_maybe(row["context_tokens"]),
+        max_output_tokens=_maybe(row["max_output_tokens"]),
+        timeouts=timeouts,
+        price=await catalog.price_in_force(connection, _int(row["id"])),
+        created_s=_int(row["created_ms"]) // 1000,
+    )
+
+
+async def _limits(
+    connection: AsyncConnection, kind: str, row_id: int, shown: str
+) -> tuple[Limit, ...]:
+    rows = await connection.execute(
+        select(limits)
+        .where(limits.c.scope_kind == kind, limits.c.scope_id == row_id)
+        .order_by(limits.c.id)
+    )
+    return tuple(_limit(f"{kind[0]}{row_id}", shown, dict(row)) for row in rows.mappings())
+
+
+def _limit(scope: str, shown: str, row: dict[str, object]) -> Limit:
+    dimension: Dimension = msgspec.convert(row["dimension"], Dimension)
+    value = _int(row["value"])
+    burst = value if row["burst"] is None else _int(row["burst"])
+    algorithm = _ALGORITHMS[dimension]
+    per_minute = value if algorithm == "bucket" else 0
+    return Limit(scope, shown, dimension, algorithm, burst, per_minute, _int(row["version"]))
+
+
+async def _name(connection: AsyncConnection, kind: str, row_id: int) -> str:
+    table = _TABLES[kind]
+    return str(await connection.scalar(select(table.c.name).where(table.c.id == row_id)))
+
+
+def _earlier(left: object, right: object) -> int | None:
+    known = [each for each in (left, right) if isinstance(each, int)]
+    return min(known, default=None)
+
+
+def _kind(kind: str) -> Kind:
+    kept: Kind = msgspec.convert(kind, Kind)
+    return kept
+
+
+def _int(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+def _maybe(value: object) -> int | None:
+    return value if isinstance(value, int) else None
