@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 
 from gateway.metering.frames import (
-    FRAME_HEAD_BYTES,
-    PAYLOAD_BYTES_MAX,
+    FRAME_BYTES_MAX,
+    MAGIC,
     Frame,
     FrameKind,
     Release,
@@ -41,11 +41,12 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class _Segment:
-    """How far a segment was read. ``last``: the newest sequence seen in it."""
+    """How far a segment was read. ``last``: the newest sequence seen in it, 0 = none."""
 
-    __slots__ = ("last", "path", "read_to")
+    __slots__ = ("last", "number", "path", "read_to")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, number: int, path: Path) -> None:
+        self.number = number
         self.path = path
         self.read_to = 0
         self.last = 0
@@ -64,8 +65,7 @@ class Backlog:
         self.unshipped: deque[Entry] = deque()
         self.unsettled: dict[int, Entry] = {}
         self._segments: dict[int, _Segment] = {}
-        self._tail = 0  # the newest segment with a frame, as of the last whole scan
-        self._complete = 0  # segments below this one get no more frames
+        self._tail = 0  # the newest segment with a frame: those before it are complete
 
     @property
     def bytes_used(self) -> int:
@@ -73,15 +73,21 @@ class Backlog:
         return sum(segment.read_to for segment in self._segments.values())
 
     def scan(self) -> None:
-        """Read what was appended since. Raises ``OSError``."""
-        tail_before = self._tail
+        """Read what was appended since, in the order of sequences. Raises ``OSError``.
+
+        The writer turns only when it is done with a segment. So one that is followed by a frame is
+        complete, but only as of now: it is read once more before that frame is.
+        """
+        before: _Segment | None = None
         for path in segment_paths(self.folder):
-            segment = self._segments.setdefault(number_of(path), _Segment(path))
-            self._read_on(number_of(path), segment)
+            number = number_of(path)
+            segment = self._segments.setdefault(number, _Segment(number, path))
+            if before is not None and not segment.last and _has_frame(path):
+                self._read_on(before)
+            self._read_on(segment)
             if segment.last:
-                self._tail = max(self._tail, number_of(path))
-        # A frame in the tail was seen before this scan began, and the writer turns only when done.
-        self._complete = tail_before
+                self._tail = max(self._tail, number)
+            before = segment
 
     def payload(self, entry: Entry) -> bytes:
         """An owed frame's payload. Raises ``OSError``."""
@@ -121,7 +127,7 @@ class Backlog:
         """Unlink the segments that owe nothing, oldest first; how many. Never the one in use."""
         freed = 0
         for number in sorted(self._segments):
-            if number >= self._complete or self._owes(number):
+            if number >= self._tail or self._owes(number):
                 break
             self._segments.pop(number).path.unlink(missing_ok=True)
             freed += 1
@@ -141,7 +147,7 @@ class Backlog:
             return True
         return any(entry.segment <= number for entry in self.unsettled.values())
 
-    def _read_on(self, number: int, segment: _Segment) -> None:
+    def _read_on(self, segment: _Segment) -> None:
         """Read frames until one is not whole; a chunk that ends inside a frame is read again."""
         with segment.path.open("rb", buffering=0) as file:
             size = _CHUNK
@@ -149,13 +155,13 @@ class Backlog:
                 base = segment.read_to
                 data = os.pread(file.fileno(), size, base)
                 for frame in read_frames(data, after=segment.last):
-                    self._note(number, frame, base)
+                    self._note(segment.number, frame, base)
                     segment.last = frame.sequence
                     segment.read_to = base + frame.end
                 if len(data) < size or (size > _CHUNK and segment.read_to == base):
                     return
                 # The largest frame is longer than a chunk: look once more, further.
-                size = _CHUNK if segment.read_to > base else FRAME_HEAD_BYTES + PAYLOAD_BYTES_MAX
+                size = _CHUNK if segment.read_to > base else FRAME_BYTES_MAX
 
     def _note(self, number: int, frame: Frame, base: int) -> None:
         if frame.kind == FrameKind.MARKS:
@@ -185,6 +191,12 @@ def _request_id(frame: Frame) -> str | None:
     except msgspec.MsgspecError:  # of a newer version: the shipper reports it
         pass
     return None
+
+
+def _has_frame(path: Path) -> bool:
+    with path.open("rb", buffering=0) as file:
+        begun = file.read(1) == bytes((MAGIC,))  # most often it is still all zeros
+        return begun and any(read_frames(os.pread(file.fileno(), FRAME_BYTES_MAX, 0)))
 
 
 def _read_shipped(folder: Path) -> int:

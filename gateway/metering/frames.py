@@ -21,6 +21,7 @@ _HEAD = Struct("<BBBxIQ")
 _CRC = Struct("<I")
 FRAME_HEAD_BYTES = _HEAD.size + _CRC.size
 PAYLOAD_BYTES_MAX = 1 << 20
+FRAME_BYTES_MAX = FRAME_HEAD_BYTES + PAYLOAD_BYTES_MAX
 
 
 class FrameKind(IntEnum):

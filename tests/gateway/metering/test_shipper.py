@@ -75,7 +75,7 @@ async def test_a_living_journal_is_shipped_and_its_settles_are_left_to_the_owner
 async def test_segments_are_freed_when_shipped_and_settled_and_not_before(ship: Ship) -> None:
     life = Incarnation.create(ship.data_dir, 0, 16, SEGMENT)
     sequences = write(life, 0, 100)
-    await until(lambda: segment_paths(life.folder)[-1].stat().st_size == SEGMENT)
+    await until(lambda: life.journal._ahead >= 0)
     before = len(segment_paths(life.folder))
     assert before > 3
     await ship.shipper.ship_once()
