@@ -51,6 +51,8 @@ class Upstream(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._framed = False
         self._complete = False
+        self._keep = False
+        self._beyond = False  # bytes came after the response's end
 
     @property
     def reusable(self) -> bool:
@@ -61,6 +63,7 @@ class Upstream(asyncio.Protocol):
         self._receiver = receiver
         self._parser = HttpResponseParser(self)
         self._any_byte = self._head_done = self._framed = self._complete = False
+        self._keep = self._beyond = False
         self._head_bytes = 0
         self._headers = []
         if not self.alive:
@@ -103,9 +106,8 @@ class Upstream(asyncio.Protocol):
         except HttpParserError:
             # Bytes beyond a response that had ended: it is whole, the socket is not trusted.
             if self._complete:
-                self.alive = False
+                self._beyond = True
                 self._finish()
-                self.transport.abort()
             else:
                 self._cut("the response is not HTTP")
             return
@@ -126,7 +128,13 @@ class Upstream(asyncio.Protocol):
 
     # -- llhttp's callbacks -------------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        if self._complete:
+            self._beyond = True
+
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._beyond:
+            return
         name = name.lower()
         self._headers.append((name, value))
         if name in (b"content-length", b"transfer-encoding"):
@@ -134,6 +142,8 @@ class Upstream(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None
+        if self._beyond:
+            return
         status = self._parser.get_status_code()
         if status < 200:  # noqa: PLR2004 -- an interim answer is skipped; the final one follows
             self._headers = []
@@ -143,21 +153,21 @@ class Upstream(asyncio.Protocol):
             self._receiver.on_head(status, self._headers)
 
     def on_body(self, data: bytes) -> None:
-        if self._receiver is not None:
+        if self._receiver is not None and not self._beyond:
             self._receiver.on_body(data)
 
     def on_message_complete(self) -> None:
-        if self._head_done:
+        if self._head_done and not self._complete:
             self._complete = True
+            self._keep = self._parser is not None and self._parser.should_keep_alive()
 
     # -- endings ------------------------------------------------------------------------------
 
     def _finish(self) -> None:
-        assert self._parser is not None
         receiver, self._receiver = self._receiver, None
-        if not self._parser.should_keep_alive():
+        if self._beyond or not self._keep:
             self.alive = False
-            self.transport.close()
+            self.transport.abort()
         self.served += 1
         if receiver is not None:
             receiver.on_end()

@@ -1,0 +1,257 @@
+"""Engines that misbehave: each response ends clearly, and poisons no other."""
+
+import asyncio
+
+import pytest
+
+from gateway.wire.dial import ConnectFailed, dial, parse_endpoint
+from gateway.wire.fetch import FetchFailed, fetch
+from gateway.wire.pool import Pool
+from gateway.wire.upstream import Upstream
+
+GOOD = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nright"
+
+
+class Told:
+    """A receiver that remembers."""
+
+    def __init__(self):
+        self.status = 0
+        self.body = b""
+        self.cut = None
+        self.over = asyncio.Event()
+
+    def on_head(self, status, headers):
+        self.status = status
+
+    def on_body(self, data):
+        self.body += data
+
+    def on_end(self):
+        self.over.set()
+
+    def on_cut(self, failure):
+        self.cut = failure
+        self.over.set()
+
+
+class Engine:
+    """Answers each request on any connection with the next of its scripts."""
+
+    def __init__(self):
+        self.scripts = []
+        self.connections = 0
+
+    async def serve(self, reader, writer):
+        self.connections += 1
+        try:
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                data, close = self.scripts.pop(0)
+                writer.write(data)
+                await writer.drain()
+                if close:
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError, IndexError):
+            pass
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+async def engine():
+    made = Engine()
+    server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
+    made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    yield made
+    server.close()
+    await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def pool(engine):
+    made = Pool(parse_endpoint(engine.url))
+    yield made
+    made.close()
+
+
+async def ask(pool):
+    upstream = pool.acquire() or await pool.connect(1)
+    told = Told()
+    upstream.send(pool.request_head(b"GET", b"/x", (), 0), b"", told)
+    await asyncio.wait_for(told.over.wait(), 3)
+    if told.cut is None:
+        pool.give_back(upstream)
+    return told
+
+
+async def test_connection_is_kept_and_used_again(engine, pool):
+    engine.scripts = [(GOOD, False), (GOOD, False)]
+    first, second = await ask(pool), await ask(pool)
+
+    assert (first.body, second.body, engine.connections) == (b"right", b"right", 1)
+
+
+async def test_interim_answers_are_skipped(engine, pool):
+    engine.scripts = [(b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" * 3 + GOOD, False)]
+    told = await ask(pool)
+
+    assert (told.status, told.body) == (200, b"right")
+
+
+CUTS = {
+    "closes at once": b"",
+    "no HTTP": b"garbage garbage garbage\r\n\r\n",
+    "bad status line": b"HTTP/1.1 abc OK\r\n\r\n",
+    "half a head": b"HTTP/1.1 200 OK\r\ncontent-le",
+    "shorter than its length": b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\nshort",
+    "two lengths": b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nright",
+    "length and chunked": b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\nright",
+    "cut chunk": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nrig",
+    "chunks without an end": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nright\r\n",
+    "chunk size no hex": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nright\r\n0\r\n\r\n",
+    "giant head": b"HTTP/1.1 200 OK\r\nx: " + b"y" * 200_000,
+    "only interim": b"HTTP/1.1 100 Continue\r\n\r\n",
+    "TLS": b"\x15\x03\x01\x00\x02\x02\x28",
+    "folded header": b"HTTP/1.1 200 OK\r\nx: a\r\n b\r\ncontent-length: 9\r\n\r\nright",
+    "negative length": b"HTTP/1.1 200 OK\r\ncontent-length: -5\r\n\r\nright",
+    "NUL in the head": b"HTTP/1.1 200 OK\r\nx: \0\r\ncontent-length: 5\r\n\r\nright",
+}
+
+
+@pytest.mark.parametrize("script", CUTS.values(), ids=CUTS.keys())
+async def test_broken_response_is_a_cut_and_the_next_request_gets_its_own(engine, pool, script):
+    engine.scripts = [(script, True), (GOOD, False)]
+    broken = await ask(pool)
+    next_one = await ask(pool)
+
+    assert broken.cut is not None
+    assert next_one.body == b"right"
+    assert engine.connections == 2
+
+
+POISON = {
+    "bytes beyond the length": GOOD + b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison",
+    "junk beyond the length": GOOD + b"junk",
+    "bytes beyond the last chunk": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    b"5\r\nright\r\n0\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison",
+}
+
+
+@pytest.mark.parametrize("script", POISON.values(), ids=POISON.keys())
+async def test_bytes_beyond_a_response_reach_nobody(engine, pool, script):
+    engine.scripts = [(script, False), (GOOD, False)]
+    first = await ask(pool)
+    second = await ask(pool)
+
+    assert b"poison" not in first.body
+    assert second.body == b"right"
+
+
+async def test_bytes_before_a_request_close_the_socket(engine, pool):
+    async def eager(reader, writer):
+        engine.connections += 1
+        writer.write(GOOD)
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(eager, "127.0.0.1", 0)
+    address = parse_endpoint(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    upstream = await dial(address, Upstream, connect_timeout_s=1)
+    await asyncio.sleep(0.05)
+
+    assert not upstream.reusable
+    server.close()
+    await asyncio.sleep(0.01)
+
+
+async def test_kept_socket_that_died_says_it_was_reused(engine, pool):
+    engine.scripts = [(GOOD, False), (b"", True), (GOOD, False)]
+    await ask(pool)
+    died = await ask(pool)
+
+    assert died.cut.reused
+    assert died.cut.before_any_byte
+    assert (await ask(pool)).body == b"right"
+
+
+async def test_close_ends_a_body_without_a_length(engine, pool):
+    engine.scripts = [(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nright", True)]
+    told = await ask(pool)
+
+    assert (told.body, told.cut) == (b"right", None)
+    assert pool.idle == 0
+
+
+async def test_idle_connection_is_not_used_beyond_its_time(engine):
+    pool = Pool(parse_endpoint(engine.url), idle_s=0.05)
+    engine.scripts = [(GOOD, False), (GOOD, False)]
+    await ask(pool)
+    await asyncio.sleep(0.12)
+    assert pool.idle == 0
+    await ask(pool)
+    pool.close()
+
+    assert engine.connections == 2
+
+
+async def test_refused_connection_says_so():
+    with pytest.raises(ConnectFailed) as failed:
+        await dial(parse_endpoint("http://127.0.0.1:1"), Upstream, connect_timeout_s=1)
+
+    assert not failed.value.timeout
+
+
+async def test_fetch_gives_the_whole_answer_or_fails(engine):
+    engine.scripts = [(GOOD, False), (CUTS["cut chunk"], True)]
+    address = parse_endpoint(engine.url)
+
+    assert (await fetch(address, "GET", "/x")).body == b"right"
+    with pytest.raises(FetchFailed):
+        await fetch(address, "GET", "/x")
+
+
+async def test_fetch_gives_up_in_time_and_at_its_bound(engine):
+    async def silent(reader, writer):
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    address = parse_endpoint(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    with pytest.raises(FetchFailed):
+        await fetch(address, "GET", "/x", timeout_s=0.1)
+    server.close()
+    engine.scripts = [(GOOD, False)]
+    with pytest.raises(FetchFailed):
+        await fetch(parse_endpoint(engine.url), "GET", "/x", max_bytes=3)
+
+
+def test_request_head_holds_only_what_engines_may_know(engine_free_pool):
+    head = engine_free_pool.request_head(b"POST", b"/v1/x", [(b"x-request-id", b"r")], 7)
+
+    assert head == (
+        b"POST /prefix/v1/x HTTP/1.1\r\nhost: e:81\r\naccept-encoding: identity\r\n"
+        b"authorization: Bearer secret\r\nx-request-id: r\r\ncontent-length: 7\r\n\r\n"
+    )
+
+
+@pytest.fixture
+async def engine_free_pool():
+    return Pool(parse_endpoint("http://e:81/prefix/"), credential=b"secret")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://a", "a:80", "http://", "http://u:p@a", "http://a?x", "http://a#x", "http:///x"],
+)
+def test_url_that_is_no_endpoint_is_refused(url):
+    with pytest.raises(ValueError, match="endpoint url"):
+        parse_endpoint(url)
+
+
+def test_endpoint_address_is_read():
+    address = parse_endpoint("https://[::1]/engine/")
+
+    assert (address.host, address.port, address.tls, address.prefix, address.host_header) == (
+        "::1", 443, True, "/engine", b"[::1]",
+    )  # fmt: skip
