@@ -88,6 +88,7 @@ class BadRequestHead(ContractError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"Bad request: {reason}.")
+        self.reason = reason
 
 
 class RequestTimeout(ContractError):
@@ -98,17 +99,6 @@ class RequestTimeout(ContractError):
     code = "request_timeout"
 
     def __init__(self, message: str = "The request did not arrive in time.") -> None:
-        super().__init__(message)
-
-
-class UnsupportedMediaType(ContractError):
-    """A content type or encoding other than plain JSON."""
-
-    status = 415
-    type = INVALID_REQUEST
-    code = "unsupported_media_type"
-
-    def __init__(self, message: str = "The body must be application/json, not encoded.") -> None:
         super().__init__(message)
 
 

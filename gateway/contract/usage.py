@@ -131,8 +131,8 @@ class UsageFold:
                     self.any_token = True
             return PARTIAL
         index = FIRST_INDEX.search(frame, 0, at)
-        if index is None:
-            return self._look_slowly(frame)
+        if index is None or frame.find(b'},{"index":', index.end(), at) >= 0:
+            return self._look_slowly(frame)  # perhaps a second choice
         self._take(int(index[1]), int(prompt), int(completion))
         return PARTIAL
 
