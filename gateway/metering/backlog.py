@@ -75,19 +75,24 @@ class Backlog:
     def scan(self) -> None:
         """Read what was appended since, in the order of sequences. Raises ``OSError``.
 
-        The writer turns only when it is done with a segment. So one that is followed by a frame is
-        complete, but only as of now: it is read once more before that frame is.
+        The owner turns only when it is done with a segment, and may do so between any two reads
+        here. So a frame seen in the next segment makes those before it complete, and they are read
+        once more before that frame is; a segment seen to be empty is not read in this scan.
         """
-        before: _Segment | None = None
-        for path in segment_paths(self.folder):
+        behind: list[_Segment] = []  # the last segment that was read, and empty ones after it
+        for path in _paths_without_gap(self.folder):
             number = number_of(path)
             segment = self._segments.setdefault(number, _Segment(number, path))
-            if before is not None and not segment.last and _has_frame(path):
-                self._read_on(before)
+            if behind and not segment.last:
+                if not _has_frame(path):
+                    behind.append(segment)
+                    continue
+                for each in behind:
+                    self._read_on(each)
             self._read_on(segment)
             if segment.last:
                 self._tail = max(self._tail, number)
-            before = segment
+            behind = [segment]
 
     def payload(self, entry: Entry) -> bytes:
         """An owed frame's payload. Raises ``OSError``."""
@@ -191,6 +196,14 @@ def _request_id(frame: Frame) -> str | None:
     except msgspec.MsgspecError:  # of a newer version: the shipper reports it
         pass
     return None
+
+
+def _paths_without_gap(folder: Path) -> list[Path]:
+    """A listing made while a segment appears may miss it and hold the one after it: list again."""
+    paths = segment_paths(folder)
+    if paths and number_of(paths[-1]) - number_of(paths[0]) >= len(paths):
+        paths = segment_paths(folder)
+    return paths
 
 
 def _has_frame(path: Path) -> bool:

@@ -30,6 +30,8 @@ BATCHES_MAX = 10
 #: A recovery that failed (the ledger is away, the disk is full) is tried again after this long.
 RECOVERY_RETRY_S = 5.0
 BACK_OFF_MAX_S = 5.0
+#: Failed passes between two log lines about it: some minutes, once backed off.
+SAY_AGAIN = 50
 QUARANTINE = "quarantine"
 
 #: Insert these (payload, record) pairs; those the ledger has already are no error. Raises only when
@@ -112,7 +114,7 @@ class Shipper:
                 failures = 0
             except Exception as error:  # noqa: BLE001 -- the ledger's driver raises its own kinds
                 delay_s = min(BACK_OFF_MAX_S, interval_s * 2 ** min(failures, 10))
-                if failures == 0:
+                if failures % SAY_AGAIN == 0:
                     _log.error("records wait in the journal: %s", type(error).__name__)
                 failures += 1
             await asyncio.sleep(delay_s)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.metering import backlog as backlog_module
 from gateway.metering.backlog import Backlog
 from gateway.metering.frames import FrameKind
 from gateway.metering.journal import Journal, segment_paths
@@ -16,25 +17,40 @@ def sequences(backlog: Backlog) -> list[int]:
     return [entry.sequence for entry in backlog.unshipped]
 
 
+@pytest.mark.parametrize("moment", ["after reading", "after finding nothing ahead"])
+@pytest.mark.parametrize("count", [20, 40])
 def test_what_is_written_behind_the_readers_back_is_read_before_what_follows_it(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    moment: str, count: int, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The owner fills the segment just read and turns, before the next one is looked at."""
+    """The owner fills the segment just read and turns, once or twice, before the next is read."""
     journal = Journal(data_dir, SEGMENT)
     journal.append(PAYLOAD)
-    backlog = Backlog(data_dir)
-    real = Backlog._read_on
-    owed = [20]
+    reader = Backlog(data_dir)
+    owed = [count]
 
-    def raced(self: Backlog, segment: object) -> None:
-        real(self, segment)  # type: ignore[arg-type]
+    def write() -> None:
         while owed[0]:
             owed[0] -= 1
             journal.append(PAYLOAD)
 
-    monkeypatch.setattr(Backlog, "_read_on", raced)
-    backlog.scan()
-    assert sequences(backlog) == list(range(1, 22))
+    real_read, real_look = Backlog._read_on, backlog_module._has_frame
+
+    def read(self: Backlog, segment: object) -> None:
+        real_read(self, segment)  # type: ignore[arg-type]
+        write()
+
+    def look(path: Path) -> bool:
+        found = real_look(path)
+        write()
+        return found
+
+    if moment == "after reading":
+        monkeypatch.setattr(Backlog, "_read_on", read)
+    else:
+        monkeypatch.setattr(backlog_module, "_has_frame", look)
+    for _ in range(3):
+        reader.scan()
+    assert sequences(reader) == list(range(1, count + 2))
     journal.close()
 
 

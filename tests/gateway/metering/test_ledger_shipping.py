@@ -1,6 +1,7 @@
 """The whole way with the real ends: a process killed, SQLite as the ledger, a store that settles."""
 
 import asyncio
+import contextlib
 import signal
 import sys
 from functools import partial
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from gateway.metering.incarnation import all_folders
 from gateway.metering.shipper import Shipper
-from gateway.store.database import open_database
+from gateway.store.database import Database, open_database
 from gateway.store.ledger import insert_records, known_ids, read_records
 from quotas.limits import Charge
 from quotas.store.memory import MemoryStore
@@ -28,8 +29,15 @@ async def test_a_killed_request_is_billed_once_and_its_reservation_settled(data_
     )
     assert await child.wait() == -signal.SIGKILL
 
-    db = open_database(None, data_dir)
-    await db.migrate()
+    async with contextlib.AsyncExitStack() as ends:
+        ends.push_async_callback(store.close)
+        db = open_database(None, data_dir)
+        ends.push_async_callback(db.close)
+        await db.migrate()
+        await ship_and_look(db, store, data_dir)
+
+
+async def ship_and_look(db: Database, store: MemoryStore, data_dir: Path) -> None:
     for _ in range(2):  # the second is a control process started later
         shipper = Shipper(
             data_dir,
@@ -50,5 +58,3 @@ async def test_a_killed_request_is_billed_once_and_its_reservation_settled(data_
     assert after.levels[0].remaining == 99
     assert after.levels[1].remaining == 10_000 - 15
     assert after.levels[2].remaining == 10
-    await db.close()
-    await store.close()
