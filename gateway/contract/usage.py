@@ -20,8 +20,12 @@ COMPACT = re.compile(
 #: What stands before vLLM's usage: the end of an array that is not empty, its choices.
 AFTER_CHOICES = b"}],"
 USAGE_KEY = re.compile(rb'"usage"\s*:\s*(?=\{)')
-#: An object that nests at most one level deeper: details inside usage. Strings hold no braces here.
-OBJECT = re.compile(rb"\{[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+\}")
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_FLAT = rb'\{(?:[^{}"]++|' + _STRING + rb")*+\}"
+#: An object that nests at most one level deeper: details inside usage.
+OBJECT = re.compile(rb'\{(?:[^{}"]++|' + _STRING + b"|" + _FLAT + rb")*+\}", re.DOTALL)
+#: vLLM's, with names and numbers alone.
+PLAIN_OBJECT = re.compile(rb'\{(?:"[a-z_]++":[a-z0-9]++,?+)++\}')
 COMMA_AFTER = re.compile(rb"\s*,\s*")
 COMMA_BEFORE = re.compile(rb",\s*\Z")
 NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
@@ -208,9 +212,9 @@ def cut(frame: bytes) -> bytes | None:
     at = frame.rfind(b'"usage":{')
     if at >= 0:
         if frame[at - 3 : at] == AFTER_CHOICES:
-            end = frame.find(b"}", at) + 1
-            if end and frame.find(b"{", at + 9, end) < 0:
-                return frame[: at - 1] + frame[end:]
+            plain = PLAIN_OBJECT.match(frame, at + 8)
+            if plain is not None:
+                return frame[: at - 1] + frame[plain.end() :]
         start, end = at, _object_end(frame, at + 8)
     else:
         key = _last_usage_key(frame)

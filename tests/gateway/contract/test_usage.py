@@ -274,6 +274,8 @@ def test_frames_without_usage_are_the_same_object(recorded):
         (b'data: {"choices":[1], "usage": {"a":{"b":2}}, "z":1}\n\n', b'data: {"choices":[1], "z":1}\n\n'),
         (b'data: {"choices":[1] ,\t"usage":{} }\n\n', b'data: {"choices":[1]  }\n\n'),
         (b'data: {"usage":{"a":1}}\n\n', b"data: {}\n\n"),
+        (b'data: {"choices":[{}],"usage":{"}\\"{":1}}\n\n', b'data: {"choices":[{}]}\n\n'),
+        (b'data: {"choices":[{}],"usage":{"a":"}","b":{"c":"{"}}}\n\n', b'data: {"choices":[{}]}\n\n'),
         (b'data: {"choices": [ ], "usage": {"a":1}}\n\n', None),
         (b'data: {"choices":[],"usage":null}\n\n', b'data: {"choices":[],"usage":null}\n\n'),
     ],
