@@ -26,6 +26,10 @@ _HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _log = logging.getLogger("gateway.supervisor")
 
 
+class _Heard(Event, frozen=True, kw_only=True):
+    url: str = ""
+
+
 def ending(returncode: int) -> str:
     """How a process ended, in words: "SIGKILL" or "exit status 1"."""
     if returncode >= 0:
@@ -60,7 +64,8 @@ class Child:
     """One place for a child: at most one process at a time, restarted in place.
 
     ``arguments(fd)`` is its command line after the interpreter; ``launch`` the first line it is
-    sent, if any; ``pass_fds`` what it inherits.
+    sent; ``pass_fds`` what it inherits. A guest (no ``launch``) has its leash as standard output,
+    where it says what it would say to a person: {"event": "ready", "url": ...}.
     """
 
     def __init__(
@@ -95,12 +100,14 @@ class Child:
         self.version = -1
         self._pending = b""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+        leash_fd = theirs.fileno() if self._launch else 1
         try:
             self.process = subprocess.Popen(  # noqa: S603 -- our own module
-                [sys.executable, "-m", *self._arguments(theirs.fileno())],
+                [sys.executable, "-m", *self._arguments(leash_fd)],
                 stdin=subprocess.DEVNULL,
-                stdout=sys.stderr.fileno(),  # standard output is the ready line's
-                pass_fds=(*self._pass_fds, theirs.fileno()),
+                # Our own standard output is the ready line's alone.
+                stdout=sys.stderr.fileno() if self._launch else theirs.fileno(),
+                pass_fds=(*self._pass_fds, theirs.fileno()) if self._launch else (),
                 start_new_session=True,
             )
         finally:
@@ -186,12 +193,12 @@ class Child:
 
     def _obey(self, line: bytes) -> None:
         try:
-            event = msgspec.json.decode(line, type=Event)
+            event = msgspec.json.decode(line, type=_Heard)
         except msgspec.MsgspecError:
             _log.error("%s says what is no event", self.name)
             return
         if event.event == "ready":
-            self.ready_detail = event.detail
+            self.ready_detail = event.detail or event.url
             self.ready.set()
         if event.event in {"ready", "version"} and event.detail.isdigit():
             self.version = int(event.detail)

@@ -13,10 +13,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
+import msgspec
 
 from gateway.cli.output import CommandFailed
 from gateway.datafolder import DataFolder, FolderError, RunFile
 from gateway.settings import Loaded
+from gateway.telemetry.access import configure_logging
 
 TIMEOUT_S = 30.0
 #: A server that was just killed lets go of the folder within a second, a draining one later.
@@ -79,7 +81,14 @@ class Admin:
         self, method: str, path: str, body: Any = None, params: dict[str, str] | None = None
     ) -> Any:
         try:
-            response = await self._http.request(method, path, json=body, params=params)
+            response = await self._http.request(
+                method,
+                path,
+                # msgspec, because YAML has dates: they travel as text.
+                content=None if body is None else msgspec.json.encode(body),
+                headers={"content-type": "application/json"},
+                params=params,
+            )
         except httpx.HTTPError as error:
             raise CommandFailed(
                 f"the server at {self._http.base_url} does not answer ({error or type(error).__name__})"
@@ -98,17 +107,30 @@ class Admin:
 async def open_admin(loaded: Loaded) -> AsyncIterator[Admin]:
     """The live server of the settings' data folder, or its database; raises ``CommandFailed``."""
     folder = DataFolder(loaded.settings.data_dir)
-    lock_fd = -1
     try:
         live = await _live_or_locked(folder)
-        if isinstance(live, RunFile):
-            async with live_admin(live) as admin:
-                yield admin
-            return
-        lock_fd = live
-        # Imported here: SQL and the web framework (0.5 s), for those alone without a live server.
-        from gateway.controlplane import offline  # noqa: PLC0415
+    except FolderError as error:
+        raise CommandFailed(str(error)) from None
+    if isinstance(live, RunFile):
+        async with live_admin(live) as admin:
+            yield admin
+        return
+    try:
+        async with _offline_admin(loaded, folder) as admin:
+            yield admin
+    finally:
+        os.close(live)
 
+
+@asynccontextmanager
+async def _offline_admin(loaded: Loaded, folder: DataFolder) -> AsyncIterator[Admin]:
+    """The application in this process. The caller holds the folder's lock."""
+    # Imported here: SQL and the web framework (0.5 s), for those alone without a live server.
+    from gateway.control.core import ControlFailed  # noqa: PLC0415
+    from gateway.controlplane import offline  # noqa: PLC0415
+
+    configure_logging("error")
+    try:
         async with (
             offline(loaded.settings, folder) as app,
             httpx.AsyncClient(
@@ -119,11 +141,8 @@ async def open_admin(loaded: Loaded) -> AsyncIterator[Admin]:
             ) as http,
         ):
             yield Admin(http)
-    except FolderError as error:
+    except (ControlFailed, FolderError) as error:
         raise CommandFailed(str(error)) from None
-    finally:
-        if lock_fd >= 0:
-            os.close(lock_fd)
 
 
 @asynccontextmanager
@@ -178,7 +197,8 @@ async def _answers(run: RunFile) -> bool:
 
 
 def _sentence(answer: Any, response: httpx.Response) -> str:
-    error = answer.get("error") if isinstance(answer, dict) else None
-    if isinstance(error, dict) and isinstance(error.get("message"), str):
-        return str(error["message"])
+    """The detail of a problem+json (RFC 9457)."""
+    detail = answer.get("detail") if isinstance(answer, dict) else None
+    if isinstance(detail, str) and detail:
+        return detail
     return f"the server answered {response.status_code} without saying why; see its log"

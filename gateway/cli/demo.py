@@ -5,6 +5,7 @@ fresh one: the first creates the key, later ones rotate it. Not here: the demo e
 """
 
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -39,12 +40,17 @@ async def make_demo(run: RunFile, engine_url: str, model: str | None) -> DemoAcc
 
 
 def document(engine_url: str, models: list[str]) -> dict[str, Any]:
-    """Generous limits, and prices so that usage shows money."""
+    """Generous limits, and prices so that usage shows money.
+
+    The pool is named by its engine's address: an address of an earlier start stays behind in a pool
+    of its own, which no model names any more.
+    """
+    pool = "demo-" + urlsplit(engine_url).netloc.translate({ord("["): "", ord("]"): ""})
     price = {"currency": "USD", "input": "0.10", "cached_input": "0.05", "output": "0.40"}
     return {
-        "pools": [{"name": "demo", "endpoints": [{"url": engine_url}]}],
+        "pools": [{"name": pool, "endpoints": [{"url": engine_url}]}],
         "models": [
-            {"name": name, "upstream": name, "pool": "demo", "price": price} for name in models
+            {"name": name, "upstream": name, "pool": pool, "price": price} for name in models
         ],
         "tenants": [
             {

@@ -88,13 +88,16 @@ def run(arguments: list[str]) -> int:
         # The last wall: a fault of ours is one sentence, too, and a traceback for who asks.
         if os.environ.get("TF_LOG_LEVEL") == "debug":
             raise
-        name = type(error).__name__
-        return _fail(
-            f"internal error ({name}: {error}); TF_LOG_LEVEL=debug shows where", EXIT_FAILED
-        )
+        said = (str(error).splitlines() or [""])[0][:200]
+        what = f"{type(error).__name__}: {said}"
+        return _fail(f"internal error ({what}); TF_LOG_LEVEL=debug shows where", EXIT_FAILED)
     return result if isinstance(result, int) else 0
 
 
 def _fail(message: str, code: int) -> int:
     click.echo(f"tokenfactory: {message}", err=True)
     return code
+
+
+if __name__ == "__main__":
+    main()

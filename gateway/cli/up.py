@@ -5,16 +5,19 @@ a key made for this start. Not here: how processes are kept (``gateway.superviso
 """
 
 import asyncio
+import contextlib
 import shlex
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import msgspec
 
 from gateway.cli.output import EXIT_FAILED, EXIT_USAGE, CommandFailed, print_json
 from gateway.cli.settings_options import SettingsCommand
-from gateway.datafolder import FolderError
+from gateway.datafolder import DataFolder, FolderError, write_private
 from gateway.embedded import StoreRefused
 from gateway.settings import Loaded
 from gateway.sockets import PortTaken
@@ -22,11 +25,7 @@ from gateway.supervisor import StartFailed, Supervisor
 from gateway.telemetry.access import configure_logging
 
 DEMO_MODEL = "demo-model"
-#: A guest of the supervisor; it tells its address on its leash.
-DEMO_ENGINE = (
-    "demo engine",
-    ["gateway.demo", "--port", "0", "--model", DEMO_MODEL, "--leash-fd", "{leash}"],
-)
+DEMO_PORT_FILE = "demo_port"
 
 
 @click.command(cls=SettingsCommand, show_settings=True, help="Serve.")
@@ -51,11 +50,24 @@ def up(loaded: Loaded, *, engine: str | None, as_json: bool) -> int:
         url = engine or host.guests[0].ready_detail
         access = await make_demo(host.run_file, url, None if engine else DEMO_MODEL)
         await host.wait_for_version(access.version)
+        if engine is None:
+            write_private(host.folder.path / DEMO_PORT_FILE, str(urlsplit(url).port).encode())
         _say(_ready(host) | {"api_key": access.api_key, "model": access.model}, as_json=as_json)
         if not as_json:
             _say_try(host.run_file.base_url, access.api_key, access.model)
 
-    return _host(loaded, [] if engine else [DEMO_ENGINE], announce)
+    return _host(loaded, [] if engine else [_demo_engine(loaded)], announce)
+
+
+def _demo_engine(loaded: Loaded) -> tuple[str, list[str]]:
+    """A guest of the supervisor, on the port of its last start where that is free."""
+    port = "0"
+    with contextlib.suppress(OSError, ValueError):
+        kept = (DataFolder(loaded.settings.data_dir).path / DEMO_PORT_FILE).read_text()
+        with socket.create_server(("127.0.0.1", int(kept))):
+            port = kept
+    arguments = ["--port", port, "--model", DEMO_MODEL, "--leash-fd", "{leash}"]
+    return "demo engine", ["gateway.demo", *arguments]
 
 
 def _host(

@@ -9,8 +9,9 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -29,12 +30,16 @@ FILE_EVERY_S = 1.0
 _log = logging.getLogger("gateway.control")
 
 
-class Source(msgspec.Struct, frozen=True):
-    """Where documents come from: the version of the log, everything, and what changed since."""
+class Source(Protocol):
+    """Where documents come from (``gateway.loader.Loader``)."""
 
-    version: Callable[[], Awaitable[int]]
-    full: Callable[[], Awaitable[tuple[int, Iterable[Move]]]]
-    since: Callable[[int], Awaitable[tuple[int, Iterable[Move]] | None]]  # None: log cut short
+    async def full(self) -> tuple[int, list[Move]]:
+        """The version, and every living document."""
+        ...
+
+    async def since(self, version: int) -> tuple[int, list[Move]] | None:
+        """The version now and what changed; None when the log does not reach back that far."""
+        ...
 
 
 class Feed:
@@ -61,15 +66,13 @@ class Feed:
     async def poll(self) -> None:
         """Read the change log and push what is new."""
         async with self._polling:
-            if await self._source.version() == self.version:
-                return
-            before = self.version
-            changes = await self._source.since(before)
+            changes = await self._source.since(self.version)
             if changes is None:
                 await self._load()
+            elif changes[0] == self.version:
+                return
             else:
-                version, moves = changes
-                self._take(before, version, tuple(moves))
+                self._take(self.version, changes[0], tuple(changes[1]))
         for peer in list(self._server.peers):
             if peer.hello is not None:
                 self._tell(peer, self._told.get(peer, (peer.version, 0.0))[0])

@@ -1,4 +1,7 @@
-"""A supervisor of small children as a process of its own: ``python -m tests.support.small_host``."""
+"""A supervisor of small children as a process of its own: ``python -m tests.support.small_host``.
+
+``CHILD_CONTROL`` names another module for the control process.
+"""
 
 import asyncio
 import os
@@ -15,7 +18,8 @@ from gateway.supervisor import StartFailed, Supervisor
 
 async def _main() -> int:
     module = "tests.support.small_child"
-    supervisor = Supervisor(load(os.environ, {}).settings, modules=(module, module))
+    control = os.environ.get("CHILD_CONTROL", module)
+    supervisor = Supervisor(load(os.environ, {}).settings, modules=(control, module))
 
     async def announce() -> None:
         await supervisor.wait_for_version(7)

@@ -2,13 +2,13 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
 
-from gateway.control.feed import Feed, Source
+from gateway.control.feed import Feed
 from gateway.link import snapshot_file
 from gateway.link.client import LinkClient
 from gateway.link.messages import Hello, Moves, Version
@@ -29,18 +29,12 @@ class Log:
         self.cut = False
         self.loads = 0
 
-    def source(self) -> Source:
-        return Source(self.version, self.full, self.since)
-
-    async def version(self) -> int:
-        return len(self.moves)
-
-    async def full(self) -> tuple[int, Iterable[Move]]:
+    async def full(self) -> tuple[int, list[Move]]:
         self.loads += 1
         last = {(m.kind, m.id): m for m in self.moves}
         return len(self.moves), [m for m in last.values() if m.doc is not None]
 
-    async def since(self, version: int) -> tuple[int, Iterable[Move]] | None:
+    async def since(self, version: int) -> tuple[int, list[Move]] | None:
         return None if self.cut else (len(self.moves), self.moves[version:])
 
 
@@ -71,7 +65,7 @@ class Process:
 @asynccontextmanager
 async def joined(tmp_path: Path, log: Log, *processes: Process) -> AsyncIterator[Feed]:
     server = LinkServer({})
-    feed = Feed(log.source(), server, tmp_path / "snapshot")
+    feed = Feed(log, server, tmp_path / "snapshot")
     await feed.start()
     server.on_parted = feed.on_parted
     server.handlers.update(hello=feed.on_hello, version=feed.on_version)

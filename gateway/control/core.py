@@ -1,0 +1,189 @@
+"""What the control process and a command without a server share: database, feed, shipper, app.
+
+Built once by a composition root, opened, closed. Not here: processes, sockets, timers
+(``gateway.controlplane``).
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.applications import Starlette
+
+from gateway import __version__, identity
+from gateway.control.app import ControlDeps, build_app
+from gateway.control.capabilities import probe_endpoint
+from gateway.control.diagnosis import Finding
+from gateway.control.examination import examine
+from gateway.control.feed import Feed
+from gateway.control.metrics import render
+from gateway.control.probes import Prober, targets_in
+from gateway.control.totals import Totals
+from gateway.link.messages import Signals
+from gateway.link.server import LinkServer
+from gateway.loader import Loader
+from gateway.metering.inquest import context_from
+from gateway.metering.shipper import Shipper
+from gateway.settings import Settings
+from gateway.store.database import PepperMismatch, open_database
+from gateway.store.ledger import insert_records, known_ids
+from gateway.wire.fetch import fetch
+from quotas.ports import QuotaStore
+from routing.topology import Endpoint
+
+#: What is left to ship when the host stops gets this long.
+LAST_SHIPPING_S = 5.0
+_log = logging.getLogger("gateway.control")
+
+
+class ControlFailed(Exception):
+    """The database cannot be opened; the message says what to change."""
+
+
+class Core:
+    """``store`` None: reservations lived in the memory of data processes.
+
+    ``reachable_store``: what the doctor may ask; None where the store does not run now. ``environ``
+    holds the engines' credentials; ``host_pid`` names this life of the host.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        pepper: str,
+        operator_token: str,
+        store: QuotaStore | None,
+        reachable_store: QuotaStore | None,
+        environ: Mapping[str, str],
+        host_pid: int,
+    ) -> None:
+        data_dir = Path(settings.data_dir)
+        try:
+            self.db = open_database(settings.database_url, data_dir)
+        except ValueError as error:
+            raise ControlFailed(f"{error}; see TF_DATABASE_URL") from None
+        self.settings = settings
+        self.store = store
+        self.link = LinkServer({})
+        self.feed = Feed(Loader(self.db), self.link, data_dir / "snapshot")
+        self.shipper = Shipper(
+            data_dir,
+            lambda batch: insert_records(self.db, batch),
+            store,
+            context_from(self.feed.snapshot),
+            known=lambda ids: known_ids(self.db, ids),
+        )
+        self.totals = Totals(data_dir / "counters", host_pid)
+        self.prober = Prober(
+            lambda: targets_in(self.feed.snapshot),
+            fetch,
+            self._publish,
+            environ=environ,
+            monotonic=time.monotonic,
+            chance=random.random,
+        )
+        self._reachable_store = reachable_store
+        self._environ = environ
+        self._pepper = pepper.encode()
+        self._operator_token = operator_token
+
+    async def open(self) -> None:
+        """Migrate, check the pepper, load; raises ``ControlFailed``."""
+        try:
+            await self.db.migrate()
+            await self.db.check_pepper(identity.fingerprint(self._pepper))
+            await self.feed.start()
+        except PepperMismatch as error:
+            raise ControlFailed(str(error)) from None
+        except (SQLAlchemyError, OSError) as error:
+            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            raise ControlFailed(
+                f"the database cannot be used: {reason}; see TF_DATABASE_URL"
+            ) from None
+
+    async def ship_the_rest(self) -> bool:
+        """After the last data process: until nothing is owed; False when time ran out."""
+        try:
+            async with asyncio.timeout(LAST_SHIPPING_S):
+                await self.shipper.ship_once()
+                while not self.shipper.drained:
+                    if self.store is not None:
+                        await self.store.flush(1.0)
+                    await self.shipper.ship_once()
+        except (TimeoutError, SQLAlchemyError, OSError) as error:
+            _log.warning("the next start ships what is left (%s)", type(error).__name__)
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Let go of everything; what is not shipped waits in its journal."""
+        await self.link.close()
+        await self.prober.close()
+        await self.shipper.close()
+        await self.feed.keep_file()
+        if self.store is not None:
+            await self.store.close()
+        await self.db.close()
+
+    def app(self) -> Starlette:
+        return build_app(
+            ControlDeps(
+                db=self.db,
+                pepper=self._pepper,
+                key_env=self.settings.key_env,
+                operator_token=self._operator_token,
+                changed=self.feed.poll,
+                ship=self._ship,
+                metrics_text=self._metrics,
+                ready=self._ready,
+                probe=self._probe,
+                doctor=self._examine,
+            )
+        )
+
+    # -- what the application asks -----------------------------------------------------------
+
+    async def _ship(self) -> None:
+        """Before usage is read. What cannot be shipped now is shown later."""
+        try:
+            await self.shipper.ship_once()
+        except (SQLAlchemyError, OSError) as error:
+            _log.warning("usage is shown without what waits to ship: %s", type(error).__name__)
+
+    async def _metrics(self) -> bytes:
+        lag = self.shipper.lag()
+        own = {
+            "tf_ledger_lag_seconds": lag.oldest_unshipped_s,
+            "tf_ledger_unshipped_records": lag.unshipped,
+            "tf_ledger_unsettled_records": lag.unsettled,
+            "tf_data_processes": len(self.link.peers),
+        }
+        return render(self.totals.sums(), own)
+
+    def _ready(self) -> Mapping[str, object]:
+        return {
+            "ready": True,
+            "version": __version__,
+            "snapshot_version": self.feed.version,
+            "data_processes": len(self.link.peers),
+        }
+
+    async def _probe(self, url: str, upstream: str) -> Mapping[str, object]:
+        endpoint = Endpoint(id=0, pool_id=0, url=url)
+        return (await probe_endpoint(endpoint, [upstream], fetch, self._environ)).shown()
+
+    async def _examine(self) -> list[Finding]:
+        if not self.prober.signals():  # no server: nobody has asked the endpoints yet
+            await self.prober.sweep()
+        return await examine(
+            self.feed.snapshot, self.settings, self.prober.signals, self._reachable_store
+        )
+
+    def _publish(self, signals: Signals) -> None:
+        self.link.broadcast("signals", msgspec.msgpack.encode(signals))
