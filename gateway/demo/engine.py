@@ -1,60 +1,64 @@
-"""A demo engine: answers as vLLM 0.32 does, byte shapes, counters, aborts and errors.
+"""An engine that answers as vLLM 0.32 does, without a GPU: for first steps and for tests.
 
-For first steps without a GPU and for tests, which may set its ``faults`` at run time and read its
-``log``. It makes believable text, not sense. A server of its own, so that it shares no mistake with
-the gateway's wire code.
+Byte shapes, usage in streams, errors, aborts, metrics and /tokenize follow recorded answers of the
+real one. One token a step for every choice; who leaves stops it at once, and its counters keep what
+was made. ``faults`` makes it misbehave on purpose. Not a benchmark engine. HTTP is ``answer``'s,
+the generation of one request ``job``'s.
 """
 
 import asyncio
-import secrets
+import contextlib
+import json
 import time
-from collections import deque
+from typing import Any
+
+import msgspec
 
 from gateway.demo.answer import Answer
-from gateway.demo.asked import (
-    Asked,
-    EmbeddingsBody,
-    Refused,
-    TokenizeBody,
-    chat_ids,
-    check_length,
-    check_model,
-    decode,
-    prompt_ids,
-    read_chat,
-    read_text,
-)
-from gateway.demo.batch import Batch, Generation, PrefixCache
-from gateway.demo.connection import Connection, Request
-from gateway.demo.faults import Faults, Seen
-from gateway.demo.shapes import (
-    ERROR_TYPES,
-    VERSION,
-    embeddings_body,
-    error,
-    metrics_page,
-    models_body,
-    tokenize_body,
-)
-from gateway.demo.text import pieces, vector
+from gateway.demo.job import Job
+from gateway.demo.text import MESSAGE_TOKENS, TEMPLATE_TOKENS, count
 
-KEEP_ALIVE_S = 5.0
-SEQUENCES_MAX = 1024
-DIMENSIONS = 64
-LOG_MAX = 10_000
-METHODS = {
-    "/v1/chat/completions": "POST", "/v1/completions": "POST", "/v1/embeddings": "POST",
-    "/tokenize": "POST", "/v1/models": "GET", "/health": "GET", "/ping": "GET",
-    "/version": "GET", "/load": "GET", "/metrics": "GET",
-}  # fmt: skip
-MODEL_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
-ID_PREFIX = {"/v1/chat/completions": "chatcmpl-", "/v1/completions": "cmpl-"}
+VECTOR_SIZE = 8
+COMPLETIONS_TOKENS = 16
+Headers = list[tuple[bytes, bytes]]
+
+
+class Faults(msgspec.Struct):
+    """What goes wrong, at run time. ``status``: answer this to inference. ``delay_s``: before the
+    first byte. ``error_event_first``: an error event in a 200, then [DONE]."""
+
+    status: int = 0
+    die_after_frames: int = -1
+    stall_after_frames: int = -1
+    refuse_continuous_usage: bool = False
+    no_usage: bool = False
+    delay_s: float = 0.0
+    error_event_first: bool = False
+
+
+class LogEntry(msgspec.Struct):
+    """One request as the engine saw it. ``ended``: finished, aborted, or refused."""
+
+    path: str
+    headers: Headers
+    body: bytes
+    request_id: str = ""
+    tokens: int = 0
+    ended: str = ""
+    ended_s: float = 0.0
+
+
+class EngineError(Exception):
+    """An error answer in vLLM's shape."""
+
+    def __init__(self, status: int, message: str, kind: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
 
 class DemoEngine:
-    """One listening engine. ``token_ms`` is its step, ``answer_tokens`` the range in which answers
-    end by themselves (None: only at their cap). ``stop`` and ``start`` keep the port.
-    """
+    """``token_ms``: one step. ``log`` holds every inference request seen."""
 
     def __init__(
         self,
@@ -62,204 +66,272 @@ class DemoEngine:
         port: int = 0,
         *,
         model: str = "demo-model",
-        seed: int = 0,
         token_ms: float = 8.0,
         max_model_len: int = 8192,
-        answer_tokens: tuple[int, int] | None = None,
-        api_key: str | None = None,
         faults: Faults | None = None,
-        log_max: int = LOG_MAX,
     ) -> None:
-        self.host = host
+        self._host = host
         self.port = port
         self.model = model
-        self.max_model_len = max_model_len
+        self._step_s = token_ms / 1000
+        self._max_model_len = max_model_len
         self.faults = faults or Faults()
-        self.log: deque[Seen] = deque(maxlen=log_max)
-        self.batch = Batch(token_ms / 1000, SEQUENCES_MAX)
-        self._seed = seed
-        self._answer_tokens = answer_tokens
-        self._authorization = f"Bearer {api_key}".encode() if api_key else None
-        self._prefixes = PrefixCache()
-        self._open: set[Connection] = set()
-        self._server: asyncio.Server | None = None
+        self.log: list[LogEntry] = []
+        self.prompt_tokens = 0
+        self.generation_tokens = 0
+        self.finished = 0
+        self.running = 0
         self._started_s = time.time()
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
-
-    @property
-    def connections(self) -> int:
-        return len(self._open)
+        return f"http://{self._host}:{self.port}"
 
     async def start(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._accept, self.host, self.port)
+        self._server = await asyncio.start_server(
+            self._connected, self._host, self.port, limit=1 << 20
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Close everything; streams are cut."""
-        if self._server is None:
-            return
-        self._server.close()
-        for connection in tuple(self._open):
-            connection.transport.abort()
-        await self._server.wait_closed()
-        if self._open:
-            await asyncio.wait([connection.closed for connection in self._open])
-        self.batch.close()
-        self._server = None
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def page(self) -> bytes:
-        """/metrics."""
-        batch = self.batch
-        return metrics_page(
-            self.model,
-            {
-                "num_requests_running": batch.running,
-                "num_requests_waiting": batch.waiting,
-                "kv_cache_usage_perc": batch.cache_usage,
-            },
-            {
-                "prompt_tokens": batch.counters["prompt_tokens"],
-                "generation_tokens": batch.counters["generation_tokens"],
-                "prefix_cache_queries": self._prefixes.queries,
-                "prefix_cache_hits": self._prefixes.hits,
-            },
-            batch.successes,
-            self._started_s,
-        )
+    async def step(self, leaving: "asyncio.Future[None]") -> bool:
+        """Wait one token's time; False when the client has left."""
+        if self._step_s:
+            await asyncio.wait((leaving,), timeout=self._step_s)
+        else:
+            await asyncio.sleep(0)
+        return not leaving.done()
 
-    # -- requests -----------------------------------------------------------------------------
+    # -- connections and routes --------------------------------------------------------------
 
-    def _accept(self) -> Connection:
-        return Connection(self._handle, self._open, self._admit_connection, self._idle_s)
-
-    def _admit_connection(self) -> bool:
-        return not self.faults.refuse_connections
-
-    def _idle_s(self) -> float:
-        wanted = self.faults.idle_close_s
-        return KEEP_ALIVE_S if wanted is None else wanted
-
-    def _handle(self, request: Request, connection: Connection) -> None:
-        told_id = request.header(b"x-request-id").decode("latin-1")
-        seen = Seen(
-            request_id=told_id,
-            method=request.method,
-            path=request.path,
-            headers=request.headers,
-            body=request.body,
-            began_s=time.monotonic(),
-        )
-        self.log.append(seen)
-        answer = Answer(connection, seen, self.batch, self.faults)
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         try:
-            self._route(request, answer, told_id or secrets.token_hex(8))
-        except Refused as refused:
-            answer.refuse(
-                refused.status,
-                error(refused.status, refused.kind, refused.message, refused.param),
-            )
+            while await self._one(reader, writer):
+                pass
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
+            pass  # the client broke off; there is nobody to tell
+        except asyncio.CancelledError:
+            pass  # stop() ends connections so
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await writer.wait_closed()
 
-    def _route(self, request: Request, answer: Answer, request_id: str) -> None:
-        path = request.path
-        if not self._authorized(request):
-            answer.refuse(401, b'{"error":"Unauthorized"}')
-        elif path not in METHODS:
-            answer.refuse(404, b'{"detail":"Not Found"}')
-        elif request.method != METHODS[path]:
-            answer.refuse(405, b'{"detail":"Method Not Allowed"}')
-        elif path in MODEL_PATHS:
-            self._serve(request, answer, ID_PREFIX.get(path, "embd-") + request_id)
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """One request and its answer; False when the connection is to close."""
+        head = await reader.readuntil(b"\r\n\r\n")
+        lines = head[:-4].split(b"\r\n")
+        method, target, _ = lines[0].split(b" ", 2)
+        headers: Headers = []
+        for line in lines[1:]:
+            name, _, value = line.partition(b":")
+            headers.append((name.strip().lower(), value.strip()))
+        known = dict(headers)
+        body = await reader.readexactly(int(known.get(b"content-length", b"0")))
+        answer = Answer(reader, writer)
+        try:
+            path = target.partition(b"?")[0].decode()
+            await self._route(method.decode(), path, headers, body, answer)
+        except EngineError as error:
+            answer.send(error.status, error.body)
+        await writer.drain()
+        return known.get(b"connection", b"").lower() != b"close" and not answer.dead
+
+    async def _route(
+        self, method: str, path: str, headers: Headers, body: bytes, answer: Answer
+    ) -> None:
+        if method == "GET":
+            self._get(path, answer)
         elif path == "/tokenize":
-            answer.whole(200, self._tokenize(request.body))
+            tokens = self._prompts(_object(body))[0]
+            answer.send(
+                200,
+                {
+                    "count": tokens,
+                    "max_model_len": self._max_model_len,
+                    "tokens": list(range(tokens)),
+                    "token_strs": None,
+                },
+            )
+        elif path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+            entry = LogEntry(path, headers, body, dict(headers).get(b"x-request-id", b"").decode())
+            self.log.append(entry)
+            await self._infer(entry, answer)
         else:
-            self._page(path, answer)
+            answer.send(404, {"detail": "Not Found"})
 
-    def _authorized(self, request: Request) -> bool:
-        if self._authorization is None or not request.path.startswith("/v1"):
-            return True
-        return request.header(b"authorization") == self._authorization
+    async def _infer(self, entry: LogEntry, answer: Answer) -> None:
+        try:
+            self._refuse_on_purpose()
+            request = _object(entry.body)
+            if entry.path == "/v1/embeddings":
+                self._embed(entry, request, answer)
+            else:
+                await self._generate(entry, request, answer)
+            entry.ended = entry.ended or "finished"
+        except EngineError:
+            entry.ended = "refused"
+            raise
+        finally:
+            entry.ended = entry.ended or "aborted"
+            entry.ended_s = time.monotonic()
 
-    def _page(self, path: str, answer: Answer) -> None:
-        if path == "/v1/models":
-            body = models_body(self.model, int(time.time()), self.max_model_len)
-            answer.whole(200, body)
-        elif path == "/metrics":
-            answer.whole(200, self.page(), b"text/plain; version=1.0.0; charset=utf-8")
+    def _refuse_on_purpose(self) -> None:
+        if self.faults.status:
+            raise EngineError(self.faults.status, "a fault on purpose", "Fault")
+
+    def _get(self, path: str, answer: Answer) -> None:
+        if path == "/health":
+            answer.send(200, b"")
         elif path == "/version":
-            answer.whole(200, b'{"version":"%b"}' % VERSION.encode())
+            answer.send(200, {"version": "0.32.0"})
         elif path == "/load":
-            answer.whole(200, b'{"server_load":%d}' % (self.batch.running + self.batch.waiting))
+            answer.send(200, {"server_load": self.running})
+        elif path == "/v1/models":
+            shown = {
+                "id": self.model,
+                "object": "model",
+                "created": int(self._started_s),
+                "owned_by": "vllm",
+                "root": self.model,
+                "parent": None,
+                "max_model_len": self._max_model_len,
+            }
+            answer.send(200, {"object": "list", "data": [shown]})
+        elif path == "/metrics":
+            answer.send(200, self._metrics().encode(), "text/plain; version=0.0.4")
         else:
-            answer.whole(self.faults.health_status or 200, b"")
+            answer.send(404, {"detail": "Not Found"})
 
-    def _serve(self, request: Request, answer: Answer, request_id: str) -> None:
-        faults = self.faults
-        if faults.status:
-            kind = ERROR_TYPES.get(faults.status, "Error")
-            told = error(faults.status, kind, "The engine was told to fail.", None)
-            if faults.status == 401:  # noqa: PLR2004 -- vLLM's guard speaks in a bare string
-                told = b'{"error":"Unauthorized"}'
-            after = [(b"retry-after", faults.retry_after.encode())] if faults.retry_after else []
-            answer.refuse(faults.status, told, after)
-            return
-        if request.path == "/v1/embeddings":
-            self._embed(request.body, answer, request_id)
-            return
-        chat = request.path == "/v1/chat/completions"
-        asked = (read_chat if chat else read_text)(request.body, self.model, self.max_model_len)
-        self._check_options(request.body, asked)
-        generation = Generation(asked, self._seed, self._answer_tokens, self._prefixes)
-        answer.generate(generation, request_id, int(time.time()), self.model)
+    def _metrics(self) -> str:
+        label = f'{{engine="0",model_name="{self.model}"}}'
+        values = {
+            "num_requests_running": self.running,
+            "num_requests_waiting": 0,
+            "kv_cache_usage_perc": min(1.0, self.running / 256),
+            "prompt_tokens_total": self.prompt_tokens,
+            "generation_tokens_total": self.generation_tokens,
+            "request_success_total": self.finished,
+        }
+        lines = [f"vllm:{name}{label} {float(value)}" for name, value in values.items()]
+        return "\n".join([f"process_start_time_seconds {self._started_s}", *lines]) + "\n"
 
-    def _check_options(self, body: bytes, asked: Asked) -> None:
-        """Older engines that do not know an option."""
-        if self.faults.refuse_stream_options and b'"stream_options"' in body:
-            name = "stream_options"
-        elif self.faults.refuse_continuous_usage and asked.continuous_usage:
-            name = "stream_options.continuous_usage_stats"
-        else:
-            return
-        message = f"Extra inputs are not permitted: {name}"
-        raise Refused(400, "Bad Request", message, f"body.{name}")
+    # -- inference ---------------------------------------------------------------------------
 
-    def _embed(self, body: bytes, answer: Answer, request_id: str) -> None:
-        told = decode(body, EmbeddingsBody)
-        check_model(told.model, self.model)
-        prompts = prompt_ids(told.input, self.max_model_len + 1)
-        check_length(prompts, self.max_model_len)
-        size = DIMENSIONS if told.dimensions is None else told.dimensions
-        if not 1 <= size <= DIMENSIONS:
-            message = f"dimensions must be between 1 and {DIMENSIONS}, got {size}."
-            raise Refused(400, "BadRequestError", message, "dimensions")
-        vectors = [vector(repr(ids).encode(), size) for ids in prompts]
-        tokens = sum(map(len, prompts))
-        self.batch.counters["prompt_tokens"] += tokens
-        self.batch.successes["stop"] += len(prompts)
-        answer.seen.prompt_tokens = tokens
-        shown = None if self.faults.usage == "none" else tokens
-        as_base64 = told.encoding_format == "base64"
-        now_s = int(time.time())
-        answer.whole_late(
-            embeddings_body(request_id, now_s, self.model, vectors, shown, as_base64=as_base64)
-        )
+    def _prompts(self, request: dict[str, Any]) -> list[int]:
+        """Tokens of each prompt."""
+        if "messages" in request:
+            messages = request["messages"]
+            if not isinstance(messages, list) or not messages:
+                raise EngineError(400, "messages must not be empty", "BadRequestError", "messages")
+            text = sum(MESSAGE_TOKENS + count(_text_of(each)) for each in messages)
+            return [TEMPLATE_TOKENS + text]
+        prompt = request.get("prompt", request.get("input"))
+        if prompt is None:
+            message = "1 validation error: Field required"
+            raise EngineError(400, message, "Bad Request", "body.prompt")
+        if isinstance(prompt, str):
+            return [count(prompt)]
+        if not isinstance(prompt, list) or not prompt:
+            raise EngineError(400, "prompt must not be empty", "BadRequestError", "prompt")
+        if isinstance(prompt[0], int):
+            return [len(prompt)]
+        return [len(each) if isinstance(each, list) else count(str(each)) for each in prompt]
 
-    def _tokenize(self, body: bytes) -> bytes:
-        told = decode(body, TokenizeBody)
-        check_model(told.model, self.model)
-        strings: list[str] | None = None
-        if told.messages is not None:
-            ids = chat_ids(told.messages, told.tools)
-        elif told.prompt is not None:
-            ids = prompt_ids(told.prompt)[0]
-            if not told.add_special_tokens:
-                ids = ids[1:]
-            if told.return_token_strs:
-                strings = ["<s>"] * told.add_special_tokens + pieces(told.prompt)
-        else:
-            raise Refused(400, "Bad Request", "prompt or messages is required", "body.prompt")
-        return tokenize_body(ids, self.max_model_len, strings)
+    def _check(self, request: dict[str, Any], prompts: list[int], cap: int) -> None:
+        if request.get("model") != self.model:
+            message = f"The model `{request.get('model')}` does not exist."
+            raise EngineError(404, message, "NotFoundError", "model")
+        temperature = request.get("temperature")
+        if isinstance(temperature, (int, float)) and temperature < 0:
+            message = f"temperature must be non-negative, got {temperature}."
+            raise EngineError(400, message, "BadRequestError", "temperature")
+        if max(prompts) + cap > self._max_model_len:
+            message = (
+                f"This model's maximum context length is {self._max_model_len} tokens. However, "
+                f"your prompt contains {max(prompts)} input tokens. Please reduce the length."
+            )
+            raise EngineError(400, message, "BadRequestError", "input_tokens")
+
+    def _embed(self, entry: LogEntry, request: dict[str, Any], answer: Answer) -> None:
+        prompts = self._prompts(request)
+        self._check(request, prompts, 0)
+        self.prompt_tokens += sum(prompts)
+        self.finished += 1
+        data = [
+            {
+                "index": index,
+                "object": "embedding",
+                "embedding": [((tokens * 31 + axis * 7) % 100) / 100 for axis in range(VECTOR_SIZE)],
+            }
+            for index, tokens in enumerate(prompts)
+        ]
+        body = {
+            "id": f"embd-{entry.request_id}",
+            "object": "list",
+            "created": int(time.time()),
+            "model": self.model,
+            "data": data,
+            "usage": {
+                "prompt_tokens": sum(prompts),
+                "total_tokens": sum(prompts),
+                "completion_tokens": 0,
+                "prompt_tokens_details": None,
+            },
+        }
+        answer.send(200, body)
+
+    async def _generate(self, entry: LogEntry, request: dict[str, Any], answer: Answer) -> None:
+        chat = entry.path.endswith("chat/completions")
+        prompts = self._prompts(request)
+        cap = request.get("max_completion_tokens") or request.get("max_tokens")
+        if cap is None and not chat:
+            cap = COMPLETIONS_TOKENS
+        self._check(request, prompts, int(cap) if cap is not None else 1)
+        options = request.get("stream_options") or {}
+        if self.faults.refuse_continuous_usage and options.get("continuous_usage_stats"):
+            message = "Extra inputs are not permitted: continuous_usage_stats"
+            raise EngineError(400, message, "Bad Request", "stream_options")
+        await asyncio.sleep(self.faults.delay_s)
+        room = self._max_model_len - max(prompts)
+        job = Job(self, entry, request, prompts, room if cap is None else int(cap), chat=chat)
+        self.running += 1
+        self.prompt_tokens += sum(prompts) * job.n
+        leaving = asyncio.ensure_future(answer.left())
+        try:
+            if request.get("stream"):
+                await job.stream(answer, leaving)
+            else:
+                await job.whole(answer, leaving)
+        finally:
+            leaving.cancel()
+            self.running -= 1
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body)
+    except ValueError:
+        raise EngineError(400, "JSON decode error", "Bad Request", "body") from None
+    if not isinstance(value, dict):
+        raise EngineError(400, "the body must be an object", "Bad Request", "body")
+    return value
+
+
+def _text_of(message: object) -> str:
+    content = message.get("content") if isinstance(message, dict) else None
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
