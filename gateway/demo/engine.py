@@ -25,7 +25,8 @@ Headers = list[tuple[bytes, bytes]]
 
 class Faults(msgspec.Struct):
     """What goes wrong, at run time. ``status``: answer this to inference. ``delay_s``: before the
-    first byte. ``error_event_first``: an error event in a 200, then [DONE]."""
+    first byte. ``error_event_first``: an error event in a 200, then [DONE].
+    """
 
     status: int = 0
     die_after_frames: int = -1
@@ -274,7 +275,9 @@ class DemoEngine:
             {
                 "index": index,
                 "object": "embedding",
-                "embedding": [((tokens * 31 + axis * 7) % 100) / 100 for axis in range(VECTOR_SIZE)],
+                "embedding": [
+                    ((tokens * 31 + axis * 7) % 100) / 100 for axis in range(VECTOR_SIZE)
+                ],
             }
             for index, tokens in enumerate(prompts)
         ]
@@ -317,6 +320,7 @@ class DemoEngine:
                 await job.whole(answer, leaving)
         finally:
             leaving.cancel()
+            await asyncio.wait((leaving,))  # the next request reads where it read
             self.running -= 1
 
 

@@ -13,6 +13,7 @@ import socket
 from asyncio import Task, Transport
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 from httptools import HttpParserError, HttpRequestParser
 
@@ -146,8 +147,7 @@ class Connection(asyncio.Protocol):
     # -- the transport's callbacks ------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, Transport)
-        self.transport = transport
+        self.transport = cast("Transport", transport)  # uvloop's is none by name
         self._loop = asyncio.get_running_loop()
         name = transport.get_extra_info("peername")
         self.peer = name[0] if isinstance(name, tuple) else ""

@@ -6,7 +6,7 @@ client never sees them. Closing it is how an engine learns that nobody waits. Pa
 
 import asyncio
 from asyncio import Transport
-from typing import Protocol
+from typing import Protocol, cast
 
 import msgspec
 from httptools import HttpParserError, HttpResponseParser
@@ -88,8 +88,7 @@ class Upstream(asyncio.Protocol):
     # -- the transport's callbacks ------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, Transport)
-        self.transport = transport
+        self.transport = cast("Transport", transport)  # uvloop's is none by name
 
     def data_received(self, data: bytes) -> None:
         if self._receiver is None or self._parser is None:

@@ -102,7 +102,7 @@ class RedisStore:
         self.name = name
         self.clock_ms = 0
         self._owner = owner
-        self._nonce = secrets.token_hex(6)
+        self._nonce = secrets.token_hex(3)  # with microseconds: 23 characters, a slot holds 24
         self._pipeline = Pipeline(
             parse_url(url),
             timeout_s=timeout_s,
