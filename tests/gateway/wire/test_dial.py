@@ -1,0 +1,173 @@
+"""Only what an address says is dialled: verified, in time, and past the policy of its IP."""
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+
+import pytest
+
+from gateway.wire.dial import ConnectFailed, dial, parse_endpoint
+from gateway.wire.fetch import FetchFailed, fetch
+from tests.support.engine import serving
+
+
+async def say_ok(reader, writer):
+    while True:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nright")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A self-signed certificate of 127.0.0.1 and engine.test, which is its own authority."""
+    folder = tmp_path_factory.mktemp("tls")
+    openssl = shutil.which("openssl")
+    assert openssl, "openssl makes the certificate of this test"
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    subprocess.run(
+        [
+            openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+            "-nodes", "-days", "2", "-keyout", str(key), "-out", str(cert),
+            "-subj", "/CN=engine.test", "-addext", "subjectAltName=DNS:engine.test,IP:127.0.0.1",
+        ],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    return str(cert), str(key)
+
+
+@pytest.fixture
+async def tls_engine(certificate):
+    cert, key = certificate
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    async with serving(say_ok, ssl=context) as address:
+        yield address
+
+
+async def test_tls_with_its_authority_is_verified_and_answers(tls_engine, certificate):
+    fetched = await fetch(tls_engine, "GET", "/", ca_file=certificate[0])
+
+    assert (fetched.status, fetched.body) == (200, b"right")
+
+
+async def test_tls_without_its_authority_is_refused(tls_engine):
+    with pytest.raises(FetchFailed, match="certificate verify failed"):
+        await fetch(tls_engine, "GET", "/")
+
+
+async def test_tls_for_another_name_is_refused(tls_engine, certificate):
+    other = parse_endpoint(f"https://localhost:{tls_engine.port}")
+    with pytest.raises(ConnectFailed, match="certificate verify failed"):
+        await dial(other, asyncio.Protocol, connect_timeout_s=2, ca_file=certificate[0])
+
+
+async def test_authority_file_that_is_missing_is_a_failed_connect(tls_engine, tmp_path):
+    with pytest.raises(ConnectFailed):
+        await dial(
+            tls_engine, asyncio.Protocol, connect_timeout_s=2, ca_file=str(tmp_path / "none.pem")
+        )
+
+
+async def test_engine_that_speaks_no_tls_is_a_failed_connect(certificate):
+    async def plain_http(reader, writer):
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+        await reader.read()
+
+    async with serving(plain_http) as plain:
+        address = parse_endpoint(f"https://127.0.0.1:{plain.port}")
+        with pytest.raises(ConnectFailed) as failed:
+            await dial(address, asyncio.Protocol, connect_timeout_s=2, ca_file=certificate[0])
+
+    assert not failed.value.timeout
+
+
+async def test_handshake_that_hangs_times_out():
+    async def silent(reader, writer):
+        await reader.read()
+
+    async with serving(silent) as plain:
+        address = parse_endpoint(f"https://127.0.0.1:{plain.port}")
+        with pytest.raises(ConnectFailed) as failed:
+            await dial(address, asyncio.Protocol, connect_timeout_s=0.1)
+
+    assert failed.value.timeout
+
+
+class Kept(asyncio.Protocol):
+    def __init__(self):
+        self.lost = asyncio.Event()
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def connection_lost(self, error):
+        self.lost.set()
+
+
+async def test_address_that_the_policy_passes_is_dialled():
+    judged = []
+    async with serving(say_ok) as plain:
+        protocol = await dial(plain, Kept, connect_timeout_s=1, policy=judged.append)
+        protocol.transport.abort()
+        await protocol.lost.wait()
+
+    assert judged == ["127.0.0.1"]
+
+
+async def test_policy_judges_the_address_and_not_the_name():
+    judged = []
+
+    def refuse(ip):
+        judged.append(ip)
+        raise ConnectFailed("a loopback address is not allowed")
+
+    async with serving(say_ok) as plain:
+        address = parse_endpoint(f"http://localhost:{plain.port}")
+        with pytest.raises(ConnectFailed, match="not allowed"):
+            await dial(address, asyncio.Protocol, connect_timeout_s=1, policy=refuse)
+
+    assert judged[0] in {"127.0.0.1", "::1"}
+
+
+async def test_name_that_does_not_resolve_is_a_failed_connect():
+    with pytest.raises(ConnectFailed) as failed:
+        await dial(
+            parse_endpoint("http://no.such.name.invalid"), asyncio.Protocol, connect_timeout_s=2
+        )
+
+    assert "cannot connect" in failed.value.reason
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("http://engine", ("engine", 80, False, "", b"engine")),
+        ("http://ENGINE:8000/", ("engine", 8000, False, "", b"engine:8000")),
+        ("https://engine", ("engine", 443, True, "", b"engine")),
+        ("https://engine:80/a/b/", ("engine", 80, True, "/a/b", b"engine:80")),
+        ("http://[2001:db8::1]:8000", ("2001:db8::1", 8000, False, "", b"[2001:db8::1]:8000")),
+        ("http://bücher.test", ("bücher.test", 80, False, "", b"xn--bcher-kva.test")),
+    ],
+)
+def test_address_is_read(url, wanted):
+    address = parse_endpoint(url)
+
+    assert (
+        address.host, address.port, address.tls, address.prefix, address.host_header,
+    ) == wanted  # fmt: skip
+
+
+def test_credentials_in_a_url_are_refused_without_being_repeated():
+    with pytest.raises(ValueError, match="api_key_env") as refused:
+        parse_endpoint("http://user:secret@engine")
+
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["http://engine:99999", "http://engine:x", "http://[::1"])
+def test_address_that_cannot_be_is_refused(url):
+    with pytest.raises(ValueError):  # noqa: PT011 -- the parser's own words
+        parse_endpoint(url)
