@@ -1,0 +1,38 @@
+"""Usage records that differ in what a test says, and the fields that readers see."""
+
+from typing import Any
+
+import msgspec
+
+from quotas.record import AttemptEntry, UsageRecord, encode
+
+START_MS = 1_800_000_000_000
+FIELDS = [
+    "request_id", "tenant", "project", "key", "model", "endpoint", "attempts", "choices",
+    "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "source",
+    "outcome", "status", "ttft_ms", "total_ms", "price_version", "started_at",
+]  # fmt: skip
+
+
+def record(number: int, **fields: Any) -> tuple[bytes, UsageRecord]:
+    made = UsageRecord(
+        request_id=f"{number:032x}",
+        tenant_id=1,
+        project_id=1,
+        key_id=1,
+        model_id=1,
+        price_id=1,
+        operation="chat",
+        choices=1,
+        attempts=(AttemptEntry(1, "http://10.0.0.5:8000", START_MS, START_MS, 200, 10, 3, 1),),
+        usage={"prompt_tokens": 10, "cached_tokens": 4, "completion_tokens": 3},
+        billed={"input": 6, "cached_input": 4, "output": 3},
+        source="engine_final",
+        outcome="ok",
+        status=200,
+        started_ms=START_MS + number,
+        ttft_ms=5,
+        total_ms=9,
+    )
+    made = msgspec.structs.replace(made, **fields)
+    return encode(made), made
