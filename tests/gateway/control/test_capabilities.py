@@ -12,6 +12,7 @@ from gateway.wire.fetch import fetch
 from tests.support.small_engine import SmallEngine, chunk, small_engine, sse, vllm_like
 from tests.support.topology import endpoint
 
+RECORDED = Path(__file__).parents[1] / "contract" / "recorded"
 USAGE = {"prompt_tokens": 7, "completion_tokens": 1}
 
 
@@ -98,6 +99,22 @@ async def test_usage_in_streams_is_what_the_stream_showed(chat: Any, found: Usag
     async with small_engine() as engine:
         vllm_like(engine)
         engine.answers["/v1/chat/completions"] = chat
+        assert (await report_of(engine, "llama")).usage == {"llama": found}
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("chat_stream_continuous", UsageFound("continuous", 16, 5)),
+        ("chat_stream_usage", UsageFound("final", 16, 5)),
+        ("chat_stream", UsageFound("none", 0, 1)),
+    ],
+)
+async def test_recorded_streams_of_a_vllm_are_told_apart(name: str, found: UsageFound) -> None:
+    async with small_engine() as engine:
+        vllm_like(engine)
+        stream = (RECORDED / f"{name}.body").read_bytes()
+        engine.answers["/v1/chat/completions"] = (200, stream)
         assert (await report_of(engine, "llama")).usage == {"llama": found}
 
 
