@@ -61,7 +61,8 @@ def _resolve(host: str, port: int, setting: str) -> tuple[int, tuple[str | int, 
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as error:
-        raise PortTaken(f"cannot listen on {host}: {error.strerror}; see --{setting}") from None
+        flag = setting.replace("port", "host")
+        raise PortTaken(f"cannot listen on {host}: {error.strerror}; see --{flag}") from None
     return family, (str(address[0]), *(int(each) for each in address[1:]))
 
 

@@ -50,7 +50,15 @@ def document(engine_url: str, models: list[str]) -> dict[str, Any]:
     return {
         "pools": [{"name": pool, "endpoints": [{"url": engine_url}]}],
         "models": [
-            {"name": name, "upstream": name, "pool": pool, "price": price} for name in models
+            {
+                "name": name,
+                "upstream": name,
+                "pool": pool,
+                # Fits the context of any engine worth trying; who asks for more names a number.
+                "max_output_tokens": 1_024,
+                "price": price,
+            }
+            for name in models
         ],
         "tenants": [
             {

@@ -22,7 +22,7 @@ from gateway.control.diagnosis import Finding
 from gateway.control.examination import examine
 from gateway.control.feed import Feed
 from gateway.control.metrics import render
-from gateway.control.probes import Prober, targets_in
+from gateway.control.probes import HEALTH_EVERY_S, UNHEALTHY_AFTER, Prober, targets_in
 from gateway.control.totals import Totals
 from gateway.link.messages import Signals
 from gateway.link.server import LinkServer
@@ -70,6 +70,8 @@ class Core:
             raise ControlFailed(f"{error}; see TF_DATABASE_URL") from None
         self.settings = settings
         self.store = store
+        self._reachable_store = reachable_store
+        self._environ = environ
         self.link = LinkServer({})
         self.feed = Feed(Loader(self.db), self.link, data_dir / "snapshot")
         self.shipper = Shipper(
@@ -80,16 +82,7 @@ class Core:
             known=lambda ids: known_ids(self.db, ids),
         )
         self.totals = Totals(data_dir / "counters", host_pid)
-        self.prober = Prober(
-            lambda: targets_in(self.feed.snapshot),
-            fetch,
-            self._publish,
-            environ=environ,
-            monotonic=time.monotonic,
-            chance=random.random,
-        )
-        self._reachable_store = reachable_store
-        self._environ = environ
+        self.prober = self._new_prober(HEALTH_EVERY_S)
         self._pepper = pepper.encode()
         self._operator_token = operator_token
 
@@ -179,10 +172,24 @@ class Core:
         return (await probe_endpoint(endpoint, [upstream], fetch, self._environ)).shown()
 
     async def _examine(self) -> list[Finding]:
-        if not self.prober.signals():  # no server: nobody has asked the endpoints yet
-            await self.prober.sweep()
+        prober = self.prober
+        if not prober.signals():  # no server: nobody has asked the endpoints yet
+            prober = self._new_prober(0.0)
+            for _ in range(UNHEALTHY_AFTER):
+                await prober.sweep()
         return await examine(
-            self.feed.snapshot, self.settings, self.prober.signals, self._reachable_store
+            self.feed.snapshot, self.settings, prober.signals, self._reachable_store
+        )
+
+    def _new_prober(self, health_every_s: float) -> Prober:
+        return Prober(
+            lambda: targets_in(self.feed.snapshot),
+            fetch,
+            self._publish,
+            environ=self._environ,
+            monotonic=time.monotonic,
+            chance=random.random,
+            health_every_s=health_every_s,
         )
 
     def _publish(self, signals: Signals) -> None:

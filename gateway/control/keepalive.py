@@ -5,6 +5,7 @@ server keeps 5 s). Not here: what follows from it (``gateway.control.diagnosis``
 """
 
 import asyncio
+from typing import cast
 
 from gateway.wire.dial import Address, ConnectFailed, dial
 
@@ -22,8 +23,8 @@ class _Idle(asyncio.Protocol):
         self.last_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # A cast: uvloop's transports are none of asyncio's classes.
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, _data: bytes) -> None:
         self.last_s = self._loop.time()

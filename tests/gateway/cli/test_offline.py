@@ -127,10 +127,15 @@ def test_models_and_empty_usage_are_shown(cli: Cli, file: Path) -> None:
     assert "expected a date" in cli("usage", "--since", "yesterday", code=1)
 
 
-def test_the_doctor_works_without_a_server(cli: Cli, file: Path) -> None:
+def test_the_doctor_works_without_a_server(
+    cli: Cli, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file.write_text(FILE.replace("requests_per_minute: 600", "tokens_per_minute: 5"))
     applied(cli, file)
-    assert main.run(["doctor", "--wire-upstream-idle-s", "0.1"]) == 1
+    assert main.run(["doctor", "--json", "--wire-upstream-idle-s", "0.1"]) == 1
+    found = {(f["check"], f["severity"]): f["subject"] for f in json.loads(capsys.readouterr().out)}
+    assert found["limits", "error"] == "tenant acme"
+    assert found["endpoints", "error"] == "http://127.0.0.1:9"
 
 
 def test_a_folder_in_use_is_named(
