@@ -7,6 +7,7 @@ one access line. Not here: what inference does with a request.
 import logging
 import secrets
 from collections.abc import Callable
+from urllib.parse import unquote
 
 import msgspec
 
@@ -102,7 +103,7 @@ class Routes:
         elif request.path == MODELS:
             self._models(call)
         elif request.path.startswith(MODELS + "/"):
-            self._model(call, request.path[len(MODELS) + 1 :])
+            self._model(call, unquote(request.path[len(MODELS) + 1 :]))
         else:
             raise UnknownRoute(request.method, request.path)
 

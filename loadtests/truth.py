@@ -42,7 +42,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         gateway = Gateway(Path(folder))
         try:
-            return asyncio.run(prove(gateway, arguments))
+            models = httpx.get(arguments.engines[0] + "/v1/models", trust_env=False).json()
+            secret = gateway.apply(arguments.engines, models["data"][0]["id"])
+            return asyncio.run(prove(gateway, secret, arguments))
         finally:
             gateway.stop()
 
@@ -114,13 +116,11 @@ def idle_counters(engine: str) -> dict[str, float]:
     raise SystemExit(f"{engine} did not become idle")
 
 
-async def prove(gateway: Gateway, arguments: argparse.Namespace) -> int:
+async def prove(gateway: Gateway, secret: str, arguments: argparse.Namespace) -> int:
     engines = arguments.engines
-    models = httpx.get(engines[0] + "/v1/models", trust_env=False).json()
-    secret = gateway.apply(engines, models["data"][0]["id"])
     await asyncio.sleep(5)  # the probes are over before the counters are read
     before = {engine: idle_counters(engine) for engine in engines}
-    chance = random.Random(arguments.seed)  # noqa: S311 -- a repeatable mix
+    chance = random.Random(arguments.seed)
     answers: dict[str, dict] = {}
     async with openai.AsyncOpenAI(
         base_url=gateway.ready["base_url"], api_key=secret, max_retries=0, timeout=300

@@ -4,58 +4,12 @@ import random
 import re
 from collections.abc import Iterator
 
-WORDS = tuple(
-    [
-        "the",
-        "model",
-        "streams",
-        "tokens",
-        "through",
-        "a",
-        "quiet",
-        "gateway",
-        "while",
-        "every",
-        "count",
-        "is",
-        "kept",
-        "and",
-        "each",
-        "request",
-        "finds",
-        "an",
-        "engine",
-        "with",
-        "room",
-        "so",
-        "that",
-        "answers",
-        "arrive",
-        "in",
-        "order",
-        "and",
-        "nothing",
-        "is",
-        "lost",
-        "when",
-        "a",
-        "client",
-        "leaves",
-        "early",
-        "or",
-        "a",
-        "process",
-        "stops",
-        "because",
-        "the",
-        "ledger",
-        "remembers",
-        "what",
-        "the",
-        "engine",
-        "said",
-    ]
+SENTENCE = (
+    "the model streams tokens through a quiet gateway while every count is kept and each request "
+    "finds an engine with room so that answers arrive in order and nothing is lost when a client "
+    "leaves early or a process stops because the ledger remembers what the engine said"
 )
+WORDS = tuple(SENTENCE.split())
 #: What a chat template adds: for the conversation, and for each message.
 TEMPLATE_TOKENS = 4
 MESSAGE_TOKENS = 3

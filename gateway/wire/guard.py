@@ -15,6 +15,9 @@ _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) (\S+) HTTP/1\.([01]
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._\-]+)(?::[0-9]{1,5})?\Z")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+#: A model's name may hold a slash, which official clients encode; here alone it is no trick.
+MODELS = b"/v1/models/"
+_ENCODED_SLASH = re.compile(rb"(?i)%2f")
 _PATH_TRICKS = re.compile(rb"(?i)//|/\.\.?(?:/|\Z)|%2e|%2f|%5c|%00|\\|#")
 
 
@@ -56,7 +59,10 @@ def read_head(data: bytes, settings: WireSettings) -> Head:
         raise BadRequestHead("unknown method")
     if len(target) > settings.uri_bytes_max:
         raise UriTooLong
-    if target[:1] != b"/" or _CONTROL.search(target) or _PATH_TRICKS.search(target.split(b"?")[0]):
+    path = target.split(b"?")[0]
+    if path.startswith(MODELS):
+        path = _ENCODED_SLASH.sub(b"", path)
+    if target[:1] != b"/" or _CONTROL.search(target) or _PATH_TRICKS.search(path):
         raise BadRequestHead("the request target is not a plain path")
     if len(lines) - 1 > settings.headers_max:
         raise HeadTooLarge

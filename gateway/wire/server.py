@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import cast
 
-from httptools import HttpParserError, HttpRequestParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from gateway.contract.errors import (
     BadRequestHead,
@@ -142,6 +142,7 @@ class Connection(asyncio.Protocol):
         self._reading = True
         self._eof = False
         self._closing = False
+        self._writing_paused = False
         self.peer = ""
 
     # -- the transport's callbacks ------------------------------------------------------------
@@ -185,12 +186,16 @@ class Connection(asyncio.Protocol):
         self._server.closed(self)
 
     def pause_writing(self) -> None:
+        self._writing_paused = True
         self._await(self._settings.stall_s, self._stalled)
         if self._reply is not None and self._reply.on_pause is not None:
             self._reply.on_pause()
 
     def resume_writing(self) -> None:
+        self._writing_paused = False
         self._cancel()
+        if self._reply is None and not self._closing:
+            self._go_on()
         if self._reply is not None and self._reply.on_resume is not None:
             self._reply.on_resume()
 
@@ -236,6 +241,8 @@ class Connection(asyncio.Protocol):
         head = read_head(data, self._settings)
         try:
             HttpRequestParser(_Silent()).feed_data(data)
+        except HttpParserUpgrade:
+            pass  # an offer to speak something else, which a server may ignore (RFC 9110 7.8)
         except HttpParserError:
             raise BadRequestHead("the head reads differently to another parser") from None
         del buffer[: end + 4]
@@ -325,9 +332,15 @@ class Connection(asyncio.Protocol):
         self._chunks = None
         self._cancel()
         if close or self._server.draining or self._eof:
-            self._closing = True
-            self.transport.close()
+            self._close()
             return
+        if self._writing_paused:
+            self._await(self._settings.stall_s, self._stalled)  # its reader is behind: it waits
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """The next request: the one that waits already, or one to come."""
         if not self._reading:
             self._reading = True
             self.transport.resume_reading()
@@ -345,8 +358,13 @@ class Connection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         if self._reply is None and not self._buffer and self._head is None:
-            self._closing = True
-            self.transport.close()
+            self._close()
+
+    def _close(self) -> None:
+        """Close when all is written; a reader that does not read gets no more than the stall."""
+        self._closing = True
+        self._await(self._settings.stall_s, self.transport.abort)
+        self.transport.close()
 
     def _refuse(self, error: Exception) -> None:
         """Answer in the contract's shape and close: what follows on this socket is not trusted."""
@@ -354,18 +372,15 @@ class Connection(asyncio.Protocol):
         status, headers, body = self._server.refuse(error)
         framing = heads.sized(len(body))
         self.transport.write(heads.head(status, headers, framing, close=True) + body)
-        self._closing = True
-        self._cancel()
         self._buffer.clear()
-        self.transport.close()
+        self._close()
 
     def _too_slow(self) -> None:
         if not self._closing:
             self._refuse(RequestTimeout())
 
     def _idle_over(self) -> None:
-        self._closing = True
-        self.transport.close()
+        self._close()
 
     def _stalled(self) -> None:
         """A reader that does not read has left."""

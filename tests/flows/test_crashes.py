@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -18,12 +19,11 @@ BODY = {
 
 
 def child_pids(gateway: Gateway, module: str) -> list[int]:
-    found = []
-    for pid in processes_of(gateway.data_dir):
-        with open(f"/proc/{pid}/cmdline", "rb") as command:
-            if module.encode() in command.read():
-                found.append(pid)
-    return found
+    return [
+        pid
+        for pid in processes_of(gateway.data_dir)
+        if module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
 
 
 @pytest.fixture

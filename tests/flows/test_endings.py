@@ -226,7 +226,7 @@ def test_drain_finishes_streams_that_end_in_time_and_tells_the_others(tmp_path, 
                 list(long)
             short.close()
             long.close()
-        assert gateway.stop() == 0
+        assert gateway._process.wait(15) == 0
         outcomes = sorted(record["outcome"] for record in gateway.records())
 
     assert outcomes == ["ok", "shutdown"]

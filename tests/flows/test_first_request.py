@@ -3,7 +3,7 @@
 import openai
 import pytest
 
-from tests.support.gateway import document, processes_of, running
+from tests.support.gateway import Gateway, document, processes_of, running
 
 
 @pytest.fixture
@@ -110,18 +110,17 @@ def test_stop_is_clean_and_leaves_no_process(tmp_path, engines):
 
 
 def test_demo_answers_the_key_it_prints(tmp_path):
-    from tests.support.gateway import Gateway  # noqa: PLC0415 -- the context manager serves
-
     gateway = Gateway(tmp_path / "data").start("up")
     try:
         with openai.OpenAI(base_url=gateway.base_url, api_key=gateway.ready["api_key"]) as client:
-            with client.chat.completions.create(
+            stream = client.chat.completions.create(
                 model=gateway.ready["model"],
                 messages=[{"role": "user", "content": "Say hello"}],
                 max_tokens=8,
                 stream=True,
-            ) as stream:
-                said = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+            )
+            said = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+            stream.close()
 
         assert said
         [record] = gateway.records_when(1)

@@ -6,7 +6,7 @@ import time
 import httpx
 import pytest
 
-from tests.support.gateway import document, running
+from tests.support.gateway import Gateway, document, running
 
 BODY = {"model": "llama", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
 
@@ -92,7 +92,5 @@ def test_limit_change_is_obeyed_without_resetting_what_was_used(four):
 
 
 def test_more_than_one_process_without_a_shared_store_refuses_to_start(tmp_path):
-    from tests.support.gateway import Gateway  # noqa: PLC0415 -- the context manager would start it
-
     gateway = Gateway(tmp_path / "data", processes=2, store="memory")
     gateway.cli("serve", code=2)

@@ -28,7 +28,10 @@ class Door:
         self.seen = []
         self.handler = self.echo
         self.wheel = Wheel(settings.tick_s, asyncio.get_running_loop())
-        self.server = Server(settings, lambda *both: self.handler(*both), refuse, self.wheel)
+        self.server = Server(settings, self.handle, refuse, self.wheel)
+
+    async def handle(self, request, reply):
+        await self.handler(request, reply)
 
     async def echo(self, request, reply):
         self.seen.append(request)
@@ -345,3 +348,49 @@ async def test_connections_from_one_address_are_capped():
     door.server.close()
     await asyncio.sleep(0.01)
     door.wheel.stop()
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+async def test_offer_to_upgrade_is_ignored(door, protocol):
+    said = await door.say(post(b"hi", b"upgrade: " + protocol, b"connection: upgrade"))
+
+    assert said.endswith(b"1:hi")
+
+
+@pytest.mark.parametrize("close", [True, False])
+async def test_reader_of_a_whole_answer_that_does_not_read_is_let_go(door, close):
+    async def large(_request, reply):
+        reply.send(200, [], b"x" * (64 << 20))
+
+    door.handler = large
+    _, writer = await asyncio.open_connection("127.0.0.1", door.port, limit=1024)
+    writer.write(post(b"", close=close))
+    await asyncio.sleep(0.05)
+    until = time.monotonic() + 3
+    while door.server.connections and time.monotonic() < until:
+        await asyncio.sleep(0.02)
+    writer.close()
+
+    assert door.server.connections == 0
+
+
+async def test_pipelined_requests_wait_for_their_reader(door):
+    async def large(request, reply):
+        door.seen.append(request)
+        reply.send(200, [], b"x" * (8 << 20))
+
+    door.handler = large
+    _, writer = await asyncio.open_connection("127.0.0.1", door.port, limit=1024)
+    writer.write(post(b"", close=False) * 20)
+    await asyncio.sleep(0.15)
+    writer.close()
+
+    assert len(door.seen) < 5
+
+
+async def test_slash_of_a_model_name_may_be_encoded(door):
+    said = await door.say(
+        b"GET /v1/models/meta%2Fllama HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+    )
+
+    assert said.startswith(b"HTTP/1.1 200 ")
