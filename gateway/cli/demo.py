@@ -1,9 +1,10 @@
 """What ``up`` puts into a gateway that has nothing: a pool, its models, and one key to try.
 
 Applied through the admin API like any file. A key's secret is shown once, so each start makes a
-fresh one: the first creates the key, later ones rotate it. Not here: the demo engine.
+fresh one: the first creates the key, later ones rotate it, or make another where it was revoked. Not here: the demo engine.
 """
 
+import secrets
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,11 +33,16 @@ async def make_demo(run: RunFile, engine_url: str, model: str | None) -> DemoAcc
     async with live_admin(run) as admin:
         models = [model] if model else await models_at(engine_url)
         applied = await admin.apply(document(engine_url, models), "the demo document")
-        secrets = {key["path"]: key["secret"] for key in applied["keys"]}
-        if KEY_PATH in secrets:
-            return DemoAccess(secrets[KEY_PATH], models[0], applied["version"])
-        rotated = await admin.rotate_key(KEY_PATH)
-        return DemoAccess(rotated["secret"], models[0], rotated["version"])
+        made = {key["path"]: key["secret"] for key in applied["keys"]}
+        if KEY_PATH in made:
+            return DemoAccess(made[KEY_PATH], models[0], applied["version"])
+        states = {key["path"]: key["state"] for key in await admin.keys()}
+        if states.get(KEY_PATH) == "live":
+            fresh = await admin.rotate_key(KEY_PATH)
+        else:  # revoked by somebody, for good
+            path = f"{KEY_PATH}-{secrets.token_hex(3)}"
+            fresh = await admin.create_key(path, None, None)
+        return DemoAccess(fresh["secret"], models[0], fresh["version"])
 
 
 def document(engine_url: str, models: list[str]) -> dict[str, Any]:

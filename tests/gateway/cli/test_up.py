@@ -59,6 +59,16 @@ def test_up_gives_a_key_that_works_at_once_and_usage_that_shows_it(tmp_path: Pat
         assert demo_usage(env, start)  # with the server stopped, too
 
 
+def test_up_gives_another_key_where_the_first_was_revoked(tmp_path: Path) -> None:
+    env = environment(tmp_path / "data", store="memory")
+    for _ in range(2):
+        with running([MAIN, "up", "--json"], env, tmp_path / "log") as host:
+            ready = host.wait_ready()
+            assert models(ready["base_url"], ready["api_key"]) == 200
+            assert host.stop() == 0
+        cli(env, "keys", "revoke", "demo/first/try")
+
+
 def test_the_line_to_paste_works(tmp_path: Path) -> None:
     env = environment(tmp_path / "data", store="memory")
     with running([MAIN, "up"], env, tmp_path / "log") as host:
