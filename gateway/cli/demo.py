@@ -1,7 +1,8 @@
 """What ``up`` puts into a gateway that has nothing: a pool, its models, and one key to try.
 
 Applied through the admin API like any file. A key's secret is shown once, so each start makes a
-fresh one: the first creates the key, later ones rotate it, or make another where it was revoked. Not here: the demo engine.
+fresh one: the first creates the key, later ones rotate it, or make another where it was revoked.
+Not here: the demo engine.
 """
 
 import secrets

@@ -117,6 +117,7 @@ def _say_try(base_url: str, api_key: str, model: str) -> None:
         {
             "model": model,
             "stream": True,
+            "max_tokens": 64,
             "messages": [{"role": "user", "content": "Say hello"}],
         }
     ).decode()
