@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.wire.dial import parse_endpoint
 from quotas.errors import MoneyError
 from quotas.money import parse_price
 
@@ -27,6 +28,7 @@ MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/\-]{0,255}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 ModelName = Annotated[str, Field(pattern=MODEL_PATTERN)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Tokens = Annotated[int, Field(ge=1, le=10**9, strict=True)]
 Count = Annotated[int, Field(ge=0, le=10**12, strict=True)]
 
 
@@ -64,6 +66,11 @@ def _expiry(value: object) -> object:
     return value
 
 
+def _endpoint(value: str) -> str:
+    parse_endpoint(value)
+    return value
+
+
 Price = Annotated[str, BeforeValidator(_decimal), AfterValidator(_price)]
 Expiry = Annotated[dt.datetime, BeforeValidator(_expiry)]
 
@@ -73,7 +80,7 @@ class _Part(BaseModel):
 
 
 class EndpointPart(_Part):
-    url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")]
+    url: Annotated[str, AfterValidator(_endpoint)]
     dialect: Literal["vllm", "nim", "openai"] = "vllm"
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     api_key_file: str | None = None
@@ -110,10 +117,10 @@ class PricePart(_Part):
 
 class ModelPart(_Part):
     name: ModelName
-    upstream: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    upstream: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,512}$")] | None = None
     pool: Name
-    context_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
-    max_output_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
+    context_tokens: Tokens | None = None
+    max_output_tokens: Tokens | None = None
     timeouts: TimeoutsPart = TimeoutsPart()
     price: PricePart | None = None
 
@@ -199,6 +206,8 @@ def load(text: str, file: str) -> Declared:
     """YAML or JSON text. Raises ``DeclaredError``, with the line of a syntax error."""
     try:
         document = yaml.load(text, Loader=_OnceLoader)  # noqa: S506 -- a SafeLoader
+    except (ValueError, TypeError, RecursionError):
+        raise DeclaredError(f"{file}: not YAML (a value or a nesting no file needs)") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

@@ -4,6 +4,7 @@ Not here: what a key looks like (``gateway.identity``), files (``gateway.declare
 """
 
 import json
+import re
 from collections.abc import Mapping
 
 import msgspec
@@ -13,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.identity import MintedKey
 from gateway.store.schema import key_secrets, keys, limits, projects, tenants
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}\Z")
 #: How long an old secret of a rotated key still works.
 ROTATION_OVERLAP_S = 7 * 86_400
 
@@ -67,8 +69,10 @@ async def ensure_project(connection: AsyncConnection, tenant: str, project: str)
 def split_path(path: str) -> tuple[str, str, str]:
     """``tenant/project/key``; raises ``ValueError`` naming what was expected."""
     parts = path.split("/")
-    if len(parts) != 3 or not all(parts):  # noqa: PLR2004 -- the three words of a path
-        raise ValueError(f"key path {path!r}: expected tenant/project/key")
+    if len(parts) != 3 or not all(_NAME.match(part) for part in parts):  # noqa: PLR2004
+        raise ValueError(
+            f"key path {path!r}: expected tenant/project/key, each of letters, digits and . _ : -"
+        )
     return parts[0], parts[1], parts[2]
 
 

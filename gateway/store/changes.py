@@ -6,18 +6,22 @@ before it, on both databases.
 
 from collections.abc import Iterable
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.schema import changes, meta
 
 VERSION = "version"
+#: PostgreSQL: writers of two hosts take turns even before there is a row to lock.
+BUMP_LOCK = 0x746F6B67
 #: Older entries than this many versions are dropped; who is further behind loads in full.
 KEPT_VERSIONS = 10_000
 
 
 async def bump(connection: AsyncConnection, rows: Iterable[tuple[str, int]]) -> int:
     """Log changed rows (kind, id) under a new version, which is returned."""
+    if connection.dialect.name != "sqlite":
+        await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": BUMP_LOCK})
     now = await current(connection)
     if now == 0:
         await connection.execute(insert(meta).values(name=VERSION, value="1"))

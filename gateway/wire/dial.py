@@ -5,6 +5,7 @@ nothing read from the environment.
 """
 
 import asyncio
+import re
 import socket
 import ssl
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+#: Anything else would reach the request line or be dropped silently by the URL parser.
+VISIBLE = re.compile(r"[^\x00-\x20\x7f]+")
 ProtocolT = TypeVar("ProtocolT", bound=asyncio.Protocol)
 
 
@@ -38,17 +41,23 @@ class ConnectFailed(Exception):
 
 def parse_endpoint(url: str) -> Address:
     """``http(s)://host[:port][/prefix]``; raises ``ValueError`` saying what is wrong."""
+    if not VISIBLE.fullmatch(url):
+        raise ValueError("endpoint url: expected no spaces and no control characters")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https"):
-        raise ValueError(f"endpoint url {url!r}: expected http:// or https://")
-    if parts.username or parts.password:
+        raise ValueError("endpoint url: expected http:// or https://")
+    if "@" in parts.netloc:
         raise ValueError("endpoint url: credentials belong in api_key_env or api_key_file")
-    if parts.query or parts.fragment:
-        raise ValueError(f"endpoint url {url!r}: expected no query and no fragment")
+    if "?" in url or "#" in url:
+        raise ValueError("endpoint url: expected no query and no fragment")
     if not parts.hostname:
-        raise ValueError(f"endpoint url {url!r}: expected a host")
+        raise ValueError("endpoint url: expected a host")
+    if not parts.path.isascii():
+        raise ValueError("endpoint url: expected a path in ASCII, percent-encoded")
     tls = parts.scheme == "https"
-    port = parts.port or (443 if tls else 80)
+    port = (443 if tls else 80) if parts.port is None else parts.port
+    if port == 0:
+        raise ValueError("endpoint url: expected a port of 1 to 65535")
     host = parts.hostname
     shown = f"[{host}]" if ":" in host else host
     default = port == (443 if tls else 80)

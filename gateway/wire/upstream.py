@@ -9,9 +9,10 @@ from asyncio import Transport
 from typing import Protocol, cast
 
 import msgspec
-from httptools import HttpParserError, HttpResponseParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 HEAD_BYTES_MAX = 65_536
+STATUS_MIN, STATUS_MAX = 100, 599
 
 
 class UpstreamCut(msgspec.Struct, frozen=True):
@@ -53,6 +54,9 @@ class Upstream(asyncio.Protocol):
         self._complete = False
         self._keep = False
         self._beyond = False  # bytes came after the response's end
+        self._header_bytes = 0  # names and values, interim answers' too
+        self._refused = ""  # why this response is not to be had
+        self._closes = False  # HTTP/1.0, or it said that it closes
 
     @property
     def reusable(self) -> bool:
@@ -63,8 +67,9 @@ class Upstream(asyncio.Protocol):
         self._receiver = receiver
         self._parser = HttpResponseParser(self)
         self._any_byte = self._head_done = self._framed = self._complete = False
-        self._keep = self._beyond = False
-        self._head_bytes = 0
+        self._keep = self._beyond = self._closes = False
+        self._head_bytes = self._header_bytes = 0
+        self._refused = ""
         self._headers = []
         if not self.alive:
             asyncio.get_running_loop().call_soon(self._cut, "the connection had closed")
@@ -97,12 +102,9 @@ class Upstream(asyncio.Protocol):
         self._any_byte = True
         if not self._head_done:
             self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES_MAX and data.find(b"\r\n\r\n") < 0:
-                self._cut("the response head is too large")
-                return
         try:
             self._parser.feed_data(data)
-        except HttpParserError:
+        except (HttpParserError, HttpParserUpgrade):
             # Bytes beyond a response that had ended: it is whole, the socket is not trusted.
             if self._complete:
                 self._beyond = True
@@ -110,8 +112,12 @@ class Upstream(asyncio.Protocol):
             else:
                 self._cut("the response is not HTTP")
             return
-        if self._complete:
+        if self._refused:
+            self._cut(self._refused)
+        elif self._complete:
             self._finish()
+        elif not self._head_done and self._head_bytes > HEAD_BYTES_MAX:
+            self._cut("the response head is too large")
 
     def eof_received(self) -> bool:
         return False
@@ -120,8 +126,8 @@ class Upstream(asyncio.Protocol):
         self.alive = False
         if self._receiver is None:
             return
-        if self._head_done and not self._framed and not self._complete and exc is None:
-            self._finish()  # the close ends a body without a length (RFC 9112 6.3, case 8)
+        if self._closes and self._head_done and not self._framed and exc is None:
+            self._finish()  # the close ends a body without a length, where one was announced
             return
         self._cut("the engine closed the connection")
 
@@ -136,23 +142,40 @@ class Upstream(asyncio.Protocol):
             return
         name = name.lower()
         self._headers.append((name, value))
-        if name in (b"content-length", b"transfer-encoding"):
+        self._header_bytes += len(name) + len(value) + 4
+        if name == b"content-length":
             self._framed = True
+        elif name == b"transfer-encoding":
+            self._framed = True
+            if value.lower() != b"chunked":
+                self._refused = "the response has a transfer coding that nobody asked for"
+        elif name == b"content-encoding" and value.lower() != b"identity":
+            self._refused = "the response is compressed, which nobody asked for"
+        elif name == b"connection" and b"close" in value.lower():
+            self._closes = True
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None
         if self._beyond:
             return
+        if self._header_bytes > HEAD_BYTES_MAX:
+            self._refused = "the response head is too large"
+        if self._refused:
+            return
         status = self._parser.get_status_code()
+        if not STATUS_MIN <= status <= STATUS_MAX:
+            self._refused = "the response has no status of HTTP"
+            return
         if status < 200:  # noqa: PLR2004 -- an interim answer is skipped; the final one follows
             self._headers = []
             return
+        self._closes = self._closes or self._parser.get_http_version() == "1.0"
         self._head_done = True
         if self._receiver is not None:
             self._receiver.on_head(status, self._headers)
 
     def on_body(self, data: bytes) -> None:
-        if self._receiver is not None and not self._beyond:
+        if self._receiver is not None and not self._beyond and not self._refused:
             self._receiver.on_body(data)
 
     def on_message_complete(self) -> None:
@@ -164,7 +187,7 @@ class Upstream(asyncio.Protocol):
 
     def _finish(self) -> None:
         receiver, self._receiver = self._receiver, None
-        if self._beyond or not self._keep:
+        if self._beyond or not self._keep or self.transport.get_write_buffer_size():
             self.alive = False
             self.transport.abort()
         self.served += 1

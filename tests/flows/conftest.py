@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
+
 from gateway.demo.engine import DemoEngine
 
 

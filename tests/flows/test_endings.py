@@ -28,6 +28,11 @@ def two(tmp_path, engines):
             yield gateway, client, pair
 
 
+def asked(engines):
+    """The requests of this test that reached an engine; probes say something else."""
+    return [entry for engine in engines for entry in engine.log if b'"count"' in entry.body]
+
+
 def events(response):
     return [line[6:] for line in response.iter_lines() if line.startswith("data: ")]
 
@@ -45,7 +50,7 @@ def test_client_that_leaves_pays_what_was_counted_and_frees_the_engine_at_once(t
     assert record["outcome"] == "client_abort"
     assert record["source"] == "engine_partial"
     assert 3 <= record["completion_tokens"] < 60
-    [entry] = [entry for engine in pair for entry in engine.log if "completions" in entry.path]
+    [entry] = asked(pair)
     assert entry.ended == "aborted"
     assert entry.ended_s - left < 0.1 or entry.ended_s < left
 
@@ -76,7 +81,7 @@ def test_busy_engine_is_left_alone_and_the_sibling_asked(two):
     for _ in range(5):
         assert client.post("/chat/completions", json={**BODY, "max_tokens": 2}).status_code == 200
 
-    assert sum("completions" in entry.path for entry in pair[0].log) <= 1
+    assert len(asked(pair[:1])) <= 1
 
 
 def test_no_engine_at_all_is_a_502_in_the_contracts_shape(two):
@@ -147,7 +152,7 @@ def test_privileged_fields_are_dropped_and_named(two):
     )
 
     assert response.headers["x-tf-dropped"] == "priority, cache_salt"
-    [entry] = [entry for engine in pair for entry in engine.log if "completions" in entry.path]
+    [entry] = asked(pair)
     sent = json.loads(entry.body)
     assert "priority" not in sent
     assert len(sent["cache_salt"]) == 43
@@ -161,7 +166,7 @@ def test_engine_sees_no_header_of_the_clients(two):
         json={**BODY, "max_tokens": 2},
         headers={"cookie": "a=b", "x-data-parallel-rank": "3", "x-vllm-priority": "1"},
     )
-    [entry] = [entry for engine in pair for entry in engine.log if "completions" in entry.path]
+    [entry] = asked(pair)
     names = {name for name, _ in entry.headers}
 
     assert names == {
