@@ -8,7 +8,7 @@ from collections.abc import Callable
 async def until(condition: Callable[[], object], timeout_s: float = 3.0) -> None:
     """Return when ``condition()`` is true; raises ``TimeoutError``."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 -- conditions of other processes have no event
+        while not condition():
             await asyncio.sleep(0.005)
 
 
