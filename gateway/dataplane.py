@@ -43,6 +43,7 @@ from gateway.telemetry.counters import Counters
 from gateway.telemetry.tracing import Tracer
 from gateway.wire.deadlines import Wheel
 from gateway.wire.server import Server
+from quotas.errors import StoreUnavailable
 from quotas.ports import QuotaStore
 from quotas.store.memory import MemoryStore
 from quotas.store.redis import RedisStore
@@ -53,6 +54,8 @@ FIRST_SNAPSHOT_S = 2.0
 #: Moves applied in one turn of the loop: a turn stays under 5 ms.
 MOVES_PER_TURN = 200
 SETTLE_GRACE_S = 5.0
+STORE_TRIES = 25
+STORE_RETRY_S = 0.2
 log = logging.getLogger("gateway.dataplane")
 
 
@@ -148,7 +151,7 @@ class DataPlane:
         self._spawn(self.link.run(), "link")
         self._spawn(self._apply_moves(), "moves")
         if isinstance(self.store, RedisStore):
-            await self.store.start()
+            await _connected(self.store)
         await self._first_snapshot()
         self.wheel.start()
         await self.server.serve(socket.socket(fileno=self._launch.listen_fd))
@@ -205,6 +208,7 @@ class DataPlane:
     # -- the link ----------------------------------------------------------------------------
 
     def _hello(self) -> Hello:
+        self._staged = None  # of a load that another connection began
         return Hello(self._launch.slot, os.getpid(), self.snapshot.version)
 
     def _on_moves(self, body: bytes) -> None:
@@ -328,6 +332,18 @@ def _store_of(launch: Launch, owner: str) -> QuotaStore:
     if launch.store_url is None:
         return MemoryStore()
     return RedisStore(launch.store_url, name=launch.store_name, owner=owner)
+
+
+async def _connected(store: RedisStore) -> None:
+    """A store that is loading its data says no for a while; one that is away is told at serving."""
+    for _ in range(STORE_TRIES):
+        try:
+            await store.start()
+        except StoreUnavailable:
+            await asyncio.sleep(STORE_RETRY_S)
+        else:
+            return
+    log.warning("the store does not answer; requests are refused until it does")
 
 
 def _refuse(error: Exception) -> tuple[int, list[tuple[bytes, bytes]], bytes]:

@@ -26,6 +26,8 @@ ENGINE_PATHS: dict[Operation, bytes] = {
     "completions": b"/v1/completions",
     "embeddings": b"/v1/embeddings",
 }
+#: [DONE] came; the end of the response must follow, or the connection is not kept.
+TAIL_S = 1.0
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -88,6 +90,8 @@ class Forwarder:
             finally:
                 watch.cancel()
                 call.relay = None
+            if relay.attached:
+                self._wheel.add(TAIL_S, relay.drop)
             if isinstance(outcome, Failed):
                 slot.attempt_failed(number, outcome.status)
                 exchange.fail_attempt(outcome.status, self._unix_ms())

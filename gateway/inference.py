@@ -160,6 +160,7 @@ class Inference:
         tightest = min(limits, key=lambda limit: limit.capacity, default=None)
         intent = plan(
             prompt_estimate=self._estimator(model.id).estimate(envelope.text_bytes),
+            prompt_bytes=envelope.text_bytes,
             sequences=envelope.prompts * envelope.n,
             explicit_cap=envelope.cap,
             default_cap=envelope.default_cap,
@@ -199,7 +200,7 @@ class Inference:
         try:
             verdict = await self._store.reserve(principal.tag, call.request_id, charges, ttl_s)
         except StoreUnavailable:
-            self._desk.drop(slot)  # the store itself releases by id what it may have held
+            self._desk.give_up(slot, principal.tag, call.request_id)  # it may have been held
             raise StoreAway from None
         except BaseException:
             self._desk.give_up(slot, principal.tag, call.request_id)

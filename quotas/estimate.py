@@ -11,6 +11,8 @@ import math
 FIRST_RATIO = 1 / 3
 MEAN_GAIN = 1 / 16
 DEVIATION_GAIN = 1 / 8
+#: What chat templates add at most, as seen; beyond a prompt's own bytes.
+TEMPLATE_TOKENS = 64
 #: Shorter bodies say more about the chat template than about the text.
 LEARN_FROM_BYTES = 64
 
@@ -61,6 +63,7 @@ class Plan:
 def plan(
     *,
     prompt_estimate: int,
+    prompt_bytes: int = 0,
     sequences: int,
     explicit_cap: int | None,
     default_cap: int | None,
@@ -87,7 +90,10 @@ def plan(
         return Plan(prompt_estimate, default_cap, prompt_estimate + sequences * default_cap, None)
     room = [] if model_cap is None else [model_cap]
     if context_tokens is not None:
-        room.append(context_tokens - prompt_estimate)
+        # An injected cap must fit beside the prompt as the engine will count it: no more tokens
+        # than bytes, nor twice the estimate, and the chat template's own.
+        bound = min(prompt_bytes, 2 * prompt_estimate) + TEMPLATE_TOKENS
+        room.append(context_tokens - max(prompt_estimate, bound))
     if tightest_tokens is not None:
         room.append((tightest_tokens - prompt_estimate) // sequences)
     cap = max(1, min(room)) if room else UNKNOWN_CAP

@@ -45,9 +45,10 @@ class Desk:
         self.open -= 1
 
     def give_up(self, slot: Slot, tag: str, reservation_id: str) -> None:
-        """Reserved, or maybe reserved, and never dispatched: everything goes back."""
-        self._store.release(tag, reservation_id)
-        self.drop(slot)
+        """Reserved, or maybe reserved, and never dispatched: everything goes back. The slot is free
+        once the store has said so: a kill before that is recovered from it.
+        """
+        self._store.release(tag, reservation_id, lambda: self.drop(slot))
 
     def close(self, slot: Slot, closing: Closing) -> None:
         """Books of an ended exchange. Never raises for want of room: what cannot be written now

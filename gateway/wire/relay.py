@@ -138,6 +138,15 @@ class Relay:
             self._settle(Failed(kind))
             self._drop()
 
+    @property
+    def attached(self) -> bool:
+        """The response is over for the client, and the engine has not ended it yet."""
+        return self._upstream is not None
+
+    def drop(self) -> None:
+        """Close a connection whose response does not end."""
+        self._drop()
+
     # -- the receiver ------------------------------------------------------------------------
 
     def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:

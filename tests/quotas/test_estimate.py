@@ -70,6 +70,14 @@ def test_model_cap_is_cut_to_context_and_injected():
     assert (it.cap, it.inject_cap) == (3996, 3996)
 
 
+def test_injected_cap_leaves_room_for_a_prompt_denser_than_estimated():
+    short = made(prompt_estimate=10, prompt_bytes=30, context_tokens=4096)
+    dense = made(prompt_estimate=1000, prompt_bytes=9000, context_tokens=4096)
+
+    assert short.cap == 4096 - 20 - 64
+    assert dense.cap == 4096 - 2000 - 64
+
+
 def test_model_cap_is_cut_to_what_the_tightest_limit_can_ever_grant():
     it = made(model_cap=8192, tightest_tokens=1100, sequences=2)
 

@@ -1,0 +1,150 @@
+"""The state machine of a request: what may follow what, and what an ending leaves."""
+
+import pytest
+
+from gateway.exchange import TABLE, Event, Exchange, IllegalMove, State
+from gateway.snapshot import KeyDoc, ModelDoc, PriceDoc, Principal, ProjectDoc, TenantDoc
+from quotas.limits import Limit, charges_for
+from routing.topology import Endpoint
+
+LIMITS = (
+    Limit("t1", "tenant acme", "requests", "bucket", 60, 60, 1),
+    Limit("p1", "project acme/bot", "tokens", "bucket", 1000, 1000, 1),
+    Limit("k1", "key acme/bot/ci", "concurrency", "concurrency", 4, 0, 1),
+)
+ENDPOINT = Endpoint(id=7, pool_id=1, url="http://e")
+CHUNK = (
+    b'data: {"id":"x","object":"c","created":1,"model":"m","choices":[{"index":0,"delta":'
+    b'{"content":"a"},"logprobs":null,"finish_reason":null}],"usage":{"prompt_tokens":16,'
+    b'"total_tokens":%d,"completion_tokens":%d}}\n\n'
+)
+
+
+def exchange() -> Exchange:
+    key = KeyDoc(id=3, project_id=2, name="ci", path="acme/bot/ci", secrets=(), limits=LIMITS[2:])
+    price = PriceDoc(id=9, version=1, currency="USD", nano={"input": 1, "output": 1})
+    return Exchange(
+        request_id="ab" * 16,
+        principal=Principal(
+            key,
+            ProjectDoc(id=2, tenant_id=1, name="bot", limits=LIMITS[1:2]),
+            TenantDoc(id=1, name="acme", limits=LIMITS[:1]),
+        ),
+        model=ModelDoc(id=4, name="m", upstream="m", pool_id=1, price=price),
+        operation="chat",
+        prompts=1,
+        n=1,
+        prompt_estimate=20,
+        charges=charges_for(LIMITS, {"requests": 1, "tokens": 500, "concurrency": 1}),
+        epoch="e",
+        arrived_s=10.0,
+        started_ms=1_000,
+    )
+
+
+def see(made: Exchange, completion: int) -> None:
+    made.fold.look(CHUNK % (16 + completion, completion))
+
+
+def charged(closing) -> list[int]:
+    return [charge.amount for charge in closing.settlement.charged]
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("event", Event)
+def test_only_the_tables_moves_are_allowed(state, event):
+    made = exchange()
+    made.state = state
+
+    if event in TABLE[state]:
+        made._move(event)
+        assert made.state is TABLE[state][event]
+    else:
+        with pytest.raises(IllegalMove):
+            made._move(event)
+
+
+def test_request_no_engine_saw_leaves_no_record_and_charges_no_token():
+    made = exchange()
+    made.end("engine_error", 503, 2_000)
+    closing = made.closing(11.0)
+
+    assert closing.record is None
+    assert charged(closing) == [1, 0, 0]
+
+
+def test_finished_stream_records_and_charges_what_the_engine_counted():
+    made = exchange()
+    made.dispatch(ENDPOINT, 1_100)
+    made.commit(10.5)
+    see(made, 5)
+    made.delivered = True
+    assert made.end("ok", 200, 2_000)
+    record = made.closing(12.0).record
+
+    assert record.usage["prompt_tokens"] == 16
+    assert record.usage["completion_tokens"] == 5
+    assert record.billed == {"input": 16, "output": 5}
+    assert (record.source, record.outcome, record.ttft_ms, record.total_ms) == (
+        "engine_partial", "ok", 500, 2000,
+    )  # fmt: skip
+    assert charged(made.closing(12.0)) == [1, 21, 0]
+    assert [entry.endpoint for entry in record.attempts] == ["http://e"]
+
+
+def test_first_ending_stands():
+    made = exchange()
+    made.dispatch(ENDPOINT, 1_100)
+    made.commit(10.5)
+
+    assert made.end("client_abort", 200, 2_000)
+    assert not made.end("ok", 200, 2_001)
+    assert made.outcome == "client_abort"
+
+
+def test_failed_attempt_is_kept_and_counts_nothing_of_the_next():
+    made = exchange()
+    made.dispatch(ENDPOINT, 1_100)
+    see(made, 3)
+    made.fail_attempt(500, 1_200)
+    made.dispatch(ENDPOINT, 1_300)
+    made.commit(10.5)
+    see(made, 1)
+    made.delivered = True
+    made.end("ok", 200, 2_000)
+    record = made.closing(12.0).record
+
+    assert [entry.status for entry in record.attempts] == [500, 200]
+    assert [entry.completion_tokens for entry in record.attempts] == [3, 1]
+    assert record.usage["completion_tokens"] == 1
+
+
+def test_engine_that_answered_an_error_refunds_the_tokens():
+    made = exchange()
+    made.dispatch(ENDPOINT, 1_100)
+    made.fail_attempt(500, 1_200)
+    made.end("engine_error", 0, 1_300)
+
+    assert charged(made.closing(12.0)) == [1, 0, 0]
+
+
+def test_silence_of_an_engine_proves_nothing_unused():
+    made = exchange()
+    made.dispatch(ENDPOINT, 1_100)
+    made.fail_attempt(0, 1_200)
+    made.end("timeout", 0, 1_300)
+    closing = made.closing(12.0)
+
+    assert charged(closing) == [1, 500, 0]
+    assert closing.record.usage["prompt_tokens"] == 0
+
+
+def test_client_that_leaves_a_unary_answer_pays_the_prompts_estimate():
+    made = exchange()
+    made.dispatch(ENDPOINT, 1_100)
+    made.commit(10.5)
+    made.end("client_abort", 0, 2_000)
+    record = made.closing(12.0).record
+
+    assert (record.usage["prompt_tokens"], record.usage["completion_tokens"]) == (20, 0)
+    assert record.source == "estimated"
