@@ -36,10 +36,13 @@ class QuotaStore(Protocol):
     async def reserve(
         self, tag: str, reservation_id: str, charges: Sequence[Charge], ttl_s: int
     ) -> Verdict:
-        """All charges or none. The second call with an id returns the first verdict.
+        """All charges or none. The second call with an admitted id returns the first verdict; a
+        refusal leaves nothing behind, and its id may ask again.
 
-        Raises ``quotas.errors.StoreUnavailable`` when the store did not answer in time (the call
-        is then released by id in the background).
+        Raises ``quotas.errors.ReservationRefused`` for an id that was ended before it was reserved
+        and for malformed charges (negative, or one limit twice), and
+        ``StoreUnavailable`` when the store did not answer in time (the call is then released by id
+        in the background, as is a cancelled one).
         """
         ...
 

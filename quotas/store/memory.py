@@ -119,10 +119,11 @@ class MemoryStore:
             if before is not None:
                 now_ms = self._now_ms()
                 for charge in known.charges:
-                    if charge.limit.algorithm == "bucket":
+                    if charge.limit.algorithm == "concurrency":
+                        if before is State.HELD:
+                            self._free(kept, charge)
+                    elif charge.amount:
                         self._bucket(kept, charge, now_ms).add(charge.amount, now_ms)
-                    elif before is State.HELD:
-                        self._free(kept, charge)
                 self._end(tag, reservation_id, known)
         if done is not None:
             done()

@@ -120,8 +120,6 @@ class _Connection(asyncio.Protocol):
         self._lost(self)
 
     def send(self, command: Command, answer: Answer) -> None:
-        if self._transport is None:
-            raise StoreUnavailable("the store closed the connection")
         self._waiting.append((answer, self._loop.time()))
         if not self._unwritten:
             self._loop.call_soon(self._write)
@@ -262,6 +260,8 @@ class Pipeline:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 connection = await self._dial(on_lost)
                 await self._greet(connection)
+            if lost.is_set():  # it was greeted and gone before this task ran again
+                raise StoreUnavailable("the store closed the connection")  # noqa: TRY301
         except BaseException as failure:
             if connection is not None:
                 connection.abort()

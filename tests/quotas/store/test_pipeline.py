@@ -116,6 +116,7 @@ async def test_two_thousand_cancelled_callers_leave_nobody_a_wrong_reply(valkey,
 
 async def test_late_replies_are_dropped_and_later_callers_get_their_own(own_valkey, opened):
     pipeline = await opened(own_valkey.unix_url, timeout_s=0.1)
+    await asyncio.sleep(0.45)  # idle is not stalled, however long
     own_valkey.pause()
 
     late = await asyncio.gather(
@@ -224,6 +225,24 @@ async def test_bytes_that_are_not_replies_end_the_connection(opened):
         with pytest.raises(StoreUnavailable):
             await pipeline.call(("PING",))
         await pipeline.close()
+
+
+async def test_connection_that_closes_right_after_the_greeting_hangs_nobody(opened):
+    async def greet_and_go(reader, writer):
+        await reader.read(100)
+        writer.write(b"+PONG\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(greet_and_go, "127.0.0.1", 0)
+    async with server:
+        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+        async def open_and_call():
+            pipeline = await opened(url)
+            await pipeline.call(("PING",))
+
+        with pytest.raises(StoreUnavailable):
+            await open_and_call()
 
 
 async def test_tls_is_spoken_and_the_certificate_checked(valkey, opened, monkeypatch):

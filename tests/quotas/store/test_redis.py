@@ -37,9 +37,10 @@ async def test_every_key_of_a_tenant_shares_its_hash_tag_and_all_but_the_epoch_e
 ):
     store = await opened(own_valkey)
     for n in range(3):
-        charges = (Charge(TENANT, 5), Charge(KEY, 5), Charge(slots(), 1))
+        charges = (Charge(TENANT, 5), Charge(KEY, 5), Charge(slots(capacity=3), 1))
         await store.reserve("t7", f"r{n}", charges, 60)
     store.settle(settlement("t7", "r0", "", Charge(TENANT, 1)))
+    store.expire("t7", "r2")
     store.release("t7", "unknown")
     store.settle(settlement("t7", "lost", "another life", Charge(TENANT, 1)))
     assert await store.flush(2)
@@ -49,7 +50,8 @@ async def test_every_key_of_a_tenant_shares_its_hash_tag_and_all_but_the_epoch_e
     assert all(key.startswith("tf:{t7}:") for key in keys)
     forever = [key for key in keys if own_valkey.admin.ttl(key) < 0]
     assert forever == ["tf:{t7}:epoch"]
-    assert own_valkey.admin.pttl("tf:{t7}:r:r1") <= 60_000
+    for held in ("r1", "r2"):
+        assert 0 < own_valkey.admin.pttl(f"tf:{{t7}}:r:{held}") <= 60_000
 
 
 async def test_bucket_key_lives_until_it_would_be_full_and_absent_is_full(valkey, opened, tag):
@@ -95,8 +97,9 @@ async def test_lease_is_renewed_while_something_is_held_and_only_then(
     store = await opened(valkey)
     leases = f"tf:{{{tag}}}:leases"
     await store.reserve(tag, "a", (Charge(slots(), 1), Charge(TENANT, 1)), 60)
-    valkey.admin.zadd(leases, {"o1": 5})
+    valkey.admin.zadd(leases, {"o1": 5, "long dead": 5})
     await until(lambda: valkey.admin.zscore(leases, "o1") > 5)
+    assert valkey.admin.zscore(leases, "long dead") is None
 
     store.release(tag, "a")
     assert await store.flush(2)
@@ -104,6 +107,34 @@ async def test_lease_is_renewed_while_something_is_held_and_only_then(
     await asyncio.sleep(0.1)
 
     assert valkey.admin.zscore(leases, "o1") == 5
+
+
+async def test_lease_is_renewed_as_soon_as_the_connection_is_back(own_valkey, opened):
+    store = await opened(own_valkey)
+    await store.reserve("t1", "a", (Charge(slots(), 1),), 60)
+    own_valkey.admin.zadd("tf:{t1}:leases", {"o1": 5})
+
+    own_valkey.admin.client_kill_filter(_type="normal", skipme=True)
+
+    await until(lambda: own_valkey.admin.zscore("tf:{t1}:leases", "o1") > 5)
+
+
+async def test_refused_reservation_holds_no_lease(valkey, opened, tag):
+    store = await opened(valkey)
+    assert not (await store.reserve(tag, "a", (Charge(slots(), 3),), 60)).admitted
+
+    assert store._holding == {}
+
+
+async def test_backlog_leaves_room_for_admissions(valkey, opened, tag):
+    store = await opened(valkey)
+    for n in range(1000):
+        store.release(tag, f"r{n}")
+
+    assert store._in_flight == redis_store.WINDOW
+    assert (await store.reserve(tag, "a", (Charge(TENANT, 1),), 60)).admitted
+    assert not await store.flush(0)
+    assert await store.flush(3)
 
 
 async def test_clock_that_stepped_back_grants_nothing_and_does_not_freeze(valkey, opened, tag):
@@ -123,6 +154,26 @@ async def test_clock_that_stepped_back_grants_nothing_and_does_not_freeze(valkey
     assert (refused.admitted, left(refused.levels), refused.retry_after_ms) == (False, [0], 20)
     assert anchored_ms < future_ms - 3_500_000
     assert (await store.reserve(tag, "c", (Charge(limit, 20),), 60)).admitted
+
+
+async def test_reservation_that_outlived_its_epoch_is_charged_in_full_and_refunds_nothing(
+    valkey, opened, tag
+):
+    """The epoch's key was evicted: nobody knows which levels went with it."""
+    store = await opened(valkey)
+    charges = (Charge(TENANT, 400), Charge(slots(), 1))
+    first = await store.reserve(tag, "settled", charges, 60)
+    await store.reserve(tag, "released", charges, 60)
+    valkey.admin.delete(f"tf:{{{tag}}}:epoch")
+
+    for _ in range(2):
+        store.release(tag, "released")
+        store.settle(settlement(tag, "settled", first.epoch, Charge(TENANT, 150)))
+    assert await store.flush(2)
+
+    verdict = await store.reserve(tag, "probe", (Charge(TENANT, 0), Charge(slots(), 0)), 60)
+    assert left(verdict.levels) == [50, 2]
+    assert verdict.epoch != first.epoch
 
 
 async def test_scripts_that_the_server_forgot_are_sent_again(valkey, opened, tag):

@@ -253,6 +253,28 @@ async def test_expiry_frees_the_hold_and_a_later_settle_does_not_free_another(ri
     assert await rig.levels(HOLDS) == [0]
 
 
+@pytest.mark.parametrize("last", ["settle", "release"])
+async def test_expired_hold_is_not_freed_again_beside_an_open_one(rig, last):
+    first = await rig.reserve(Charge(HOLDS, 1), reservation_id="a")
+    await rig.reserve(Charge(HOLDS, 1), reservation_id="b")
+    rig.store.expire(rig.tag, "a")
+    if last == "settle":
+        rig.store.settle(settlement(rig.tag, "a", first.epoch, Charge(HOLDS, 1)))
+    else:
+        rig.store.release(rig.tag, "a")
+    await rig.settled()
+
+    assert await rig.levels(HOLDS) == [1]
+
+
+async def test_refund_of_nothing_does_not_touch_a_limit(rig):
+    await rig.reserve(Charge(TENANT, 0), reservation_id="a")
+    rig.store.release(rig.tag, "a")
+    await rig.settled()
+
+    assert await rig.levels(bucket("t1", capacity=5000)) == [5000]
+
+
 async def test_tenants_do_not_share_levels(rig):
     await rig.reserve(Charge(TENANT, 1000))
 
