@@ -46,7 +46,19 @@ SHELLS = (
 
 #: Modules without a test file of their own name, and where they are proven instead.
 PROVEN_ELSEWHERE = {
+    # the data plane, whole, against real engines and clients
     "gateway.call": "flows/test_endings.py",
+    "gateway.dataplane": "flows/test_first_request.py flows/test_endings.py",
+    "gateway.engines": "flows/test_first_request.py flows/test_endings.py",
+    "gateway.forward": "flows/test_endings.py",
+    "gateway.inference": "flows/test_first_request.py flows/test_endings.py",
+    "gateway.metering.desk": "flows/test_crashes.py gateway/metering/test_kill_points.py",
+    "gateway.routes": "flows/test_first_request.py",
+    "gateway.wire.relay": "flows/test_first_request.py flows/test_endings.py",
+    "gateway.wire.reply": "gateway/wire/test_server.py",
+    "gateway.wire.request": "gateway/wire/test_server.py",
+    "gateway.wire.watch": "flows/test_endings.py",
+    # the command line, each command as it is typed
     "gateway.cli.apply": "gateway/cli/test_offline.py",
     "gateway.cli.client": "gateway/cli/test_offline.py",
     "gateway.cli.config": "gateway/cli/test_main.py",
@@ -56,33 +68,25 @@ PROVEN_ELSEWHERE = {
     "gateway.cli.models": "gateway/cli/test_offline.py",
     "gateway.cli.settings_options": "gateway/cli/test_main.py",
     "gateway.cli.usage": "gateway/cli/test_offline.py",
-    "gateway.control.core": "gateway/test_controlplane.py",
+    # one test over several files that make one thing
+    "gateway.control.core": "gateway/test_controlplane.py gateway/control/test_app.py",
     "gateway.control.examination": "gateway/test_controlplane.py",
-    "gateway.dataplane": "flows/test_crashes.py flows/test_shared_limits.py",
     "gateway.demo.answer": "gateway/demo/test_engine.py",
     "gateway.demo.job": "gateway/demo/test_engine.py",
     "gateway.demo.text": "gateway/demo/test_engine.py",
-    "gateway.engines": "flows/test_endings.py",
-    "gateway.forward": "flows/test_endings.py",
-    "gateway.inference": "flows/test_endings.py flows/test_first_request.py",
     "gateway.link.client": "gateway/link/test_link.py",
     "gateway.link.messages": "gateway/link/test_link.py",
     "gateway.link.server": "gateway/link/test_link.py",
-    "gateway.metering.desk": "flows/test_crashes.py flows/test_first_request.py",
-    "gateway.routes": "flows/test_endings.py flows/test_first_request.py",
-    "gateway.store.accounts": "gateway/control/test_app.py gateway/declared/test_apply.py",
-    "gateway.store.catalog": "gateway/declared/test_apply.py",
+    "gateway.store.accounts": "gateway/declared/test_apply.py gateway/control/test_app.py",
+    "gateway.store.catalog": "gateway/declared/test_apply.py gateway/test_loader.py",
     "gateway.store.migrations.env": "gateway/store/test_database.py",
     "gateway.store.schema": "gateway/store/test_database.py",
-    "gateway.wire.relay": "flows/test_endings.py",
-    "gateway.wire.reply": "gateway/wire/test_server.py",
-    "gateway.wire.request": "gateway/wire/test_server.py",
-    "gateway.wire.watch": "flows/test_endings.py",
+    # values, proven by the rules that use them
     "quotas.errors": "quotas/store/test_store_conformance.py",
     "quotas.limits": "quotas/store/test_store_conformance.py",
     "quotas.ports": "quotas/store/test_store_conformance.py",
-    "quotas.record": "gateway/metering/test_journal.py",
-    "quotas.usage": "quotas/test_settlement.py",
+    "quotas.record": "gateway/metering/test_shipper.py",
+    "quotas.usage": "quotas/test_pricing.py quotas/test_settlement.py",
 }
 
 
