@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -157,6 +159,32 @@ def test_a_module_is_pure_unless_it_is_listed_as_a_shell() -> None:
         and not is_within(name, SHELLS)
     ]
     assert not homeless
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if name.endswith("__init__")])
+def test_a_package_imports_nothing_by_itself(name: str) -> None:
+    """Importing one module of it must not bring others in behind the contracts' back."""
+    tree = ast.walk(ast.parse(modules()[name].read_text()))
+    assert not [node for node in tree if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+@pytest.mark.parametrize(
+    ("module", "never"),
+    [
+        (
+            "gateway.dataplane",
+            "sqlalchemy starlette uvicorn pydantic prometheus_client httpx click",
+        ),
+        ("gateway.supervisor", "sqlalchemy starlette uvicorn pydantic httptools uvloop redis"),
+    ],
+)
+def test_a_process_loads_only_what_it_may(module: str, never: str) -> None:
+    """The contracts read imports; this runs them."""
+    code = f"import sys, {module}; print(*sorted(set({never.split()!r}) & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not done.stdout.split()
 
 
 def test_shells_exist() -> None:
