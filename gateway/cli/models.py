@@ -30,6 +30,8 @@ def list_models(loaded: Loaded, *, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
+        for row in rows:
+            row["price"] = _price(row["price"])
         print_table(rows, COLUMNS, "no models; add one: tokenfactory models add NAME URL")
 
 
@@ -60,3 +62,15 @@ def add(
     click.echo(f"added {name}")
     for what, found in (made.get("found") or {}).items():
         click.echo(f"  {what.replace('_', ' ')}: {found}")
+
+
+def _price(price: dict[str, Any] | None) -> str:
+    """A price in a table's cell: per million tokens, meter by meter."""
+    if price is None:
+        return "-"
+    meters = " ".join(
+        f"{meter} {amount}"
+        for meter, amount in sorted(price.items())
+        if meter not in ("version", "currency")
+    )
+    return f"{price['currency']} {meters}"

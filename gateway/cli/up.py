@@ -7,8 +7,11 @@ a key made for this start. Not here: how processes are kept (``gateway.superviso
 import asyncio
 import contextlib
 import shlex
+import shutil
 import socket
+import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -135,4 +138,16 @@ def _say_try(base_url: str, api_key: str, model: str) -> None:
     click.echo(f"  model     {model}")
     click.echo(f"  key       {api_key}   (shown this once)")
     click.echo("\nTry it:\n\n  " + shlex.join(parts))
-    click.echo("\nthen: tokenfactory usage\n")
+    click.echo(f"\nthen: {_program()} usage\n")
+
+
+def _program() -> str:
+    """How to call this command again from the same shell."""
+    found = shutil.which("tokenfactory")
+    called = Path(sys.argv[0])
+    if found is not None and Path(found).resolve() == called.resolve():
+        return "tokenfactory"
+    try:
+        return str(called.relative_to(Path.cwd()))
+    except ValueError:
+        return str(called)

@@ -29,7 +29,8 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 ModelName = Annotated[str, Field(pattern=MODEL_PATTERN)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Tokens = Annotated[int, Field(ge=1, le=10**9, strict=True)]
-Count = Annotated[int, Field(ge=0, le=10**12, strict=True)]
+Rate = Annotated[int, Field(ge=1, le=10**11, strict=True)]  # quotas.buckets counts exactly to there
+Holds = Annotated[int, Field(ge=0, le=10**9, strict=True)]
 
 
 class DeclaredError(Exception):
@@ -126,11 +127,11 @@ class ModelPart(_Part):
 
 
 class LimitsPart(_Part):
-    requests_per_minute: Count | None = None
-    tokens_per_minute: Count | None = None
-    concurrent_requests: Count | None = None
-    requests_burst: Count | None = None
-    tokens_burst: Count | None = None
+    requests_per_minute: Rate | None = None
+    tokens_per_minute: Rate | None = None
+    concurrent_requests: Holds | None = None
+    requests_burst: Rate | None = None
+    tokens_burst: Rate | None = None
 
     def rows(self) -> dict[str, tuple[int, int | None]]:
         """Dimension -> (value, burst) of the limits that are set."""

@@ -15,6 +15,8 @@ from collections.abc import Callable
 import msgspec
 
 PENDING_BYTES_MAX = 1 << 20
+#: Libraries whose every step is of no interest to an operator.
+CHATTY = ("alembic", "httpx", "httpcore", "asyncio")
 
 
 class AccessLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -103,3 +105,5 @@ def configure_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    for library in CHATTY:
+        logging.getLogger(library).setLevel(max(root.level, logging.WARNING))
