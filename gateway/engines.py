@@ -13,7 +13,7 @@ from gateway.snapshot import ModelDoc, Snapshot
 from gateway.wire.dial import parse_endpoint
 from gateway.wire.pool import Pool as ConnectionPool
 from routing.signals import EndpointLoad, EndpointSignals
-from routing.topology import Endpoint, UsageMode
+from routing.topology import Endpoint, Pool, UsageMode
 
 #: What an endpoint of a dialect is believed to report in streams until a probe or a 400 tells.
 FIRST_USAGE: dict[str, UsageMode] = {"vllm": "continuous", "nim": "continuous", "openai": "final"}
@@ -66,10 +66,15 @@ class Engines:
             known = self._replace(known, endpoint)
         return known
 
-    def context_of(self, model: ModelDoc) -> int | None:
-        """The window the engines told for a model, where the catalog names none."""
-        told = (each.max_model_len.get(model.upstream) for each in self.signals.values())
-        return min((tokens for tokens in told if tokens), default=None)
+    def context_of(self, model: ModelDoc, pool: Pool | None) -> int | None:
+        """The window the pool's engines told for a model, where the catalog names none."""
+        smallest: int | None = None
+        for endpoint in pool.endpoints if pool is not None else ():
+            signals = self.signals.get(endpoint.id)
+            told = None if signals is None else signals.max_model_len.get(model.upstream)
+            if told and (smallest is None or told < smallest):
+                smallest = told
+        return smallest
 
     def sync(self, snapshot: Snapshot) -> None:
         """Forget endpoints that are gone; requests on them finish on their own sockets."""

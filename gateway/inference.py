@@ -165,7 +165,8 @@ class Inference:
             explicit_cap=envelope.cap,
             default_cap=envelope.default_cap,
             model_cap=model.max_output_tokens,
-            context_tokens=model.context_tokens or self._engines.context_of(model),
+            context_tokens=model.context_tokens
+            or self._engines.context_of(model, self._snapshot.pools.get(model.pool_id)),
             tightest_tokens=tightest.capacity if tightest else None,
         )
         if tightest is not None and intent.reserve > tightest.capacity:
@@ -300,8 +301,8 @@ class Inference:
         elif outcome.kind == "engine_busy":
             on_busy(load, now_s, outcome.retry_after_s)
         elif outcome.kind == "misconfigured":
+            # Our name or credential there is wrong; its other models may be well.
             self._counters.add("tf_upstream_misconfigured_total")
-            on_failure(load, now_s)
         elif outcome.kind == "engine_4xx":
             on_success(load)
         else:

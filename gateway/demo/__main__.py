@@ -12,10 +12,17 @@ import sys
 
 from gateway.demo.engine import DemoEngine
 
+#: A second or so at the usual pace.
+ANSWER_TOKENS = 100
+
 
 async def _serve(arguments: argparse.Namespace) -> None:
     engine = DemoEngine(
-        arguments.host, arguments.port, model=arguments.model, token_ms=arguments.token_ms
+        arguments.host,
+        arguments.port,
+        model=arguments.model,
+        token_ms=arguments.token_ms,
+        answer_tokens=ANSWER_TOKENS,
     )
     await engine.start()
     sys.stdout.write(json.dumps({"event": "ready", "url": engine.url}) + "\n")

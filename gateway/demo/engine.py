@@ -59,7 +59,9 @@ class EngineError(Exception):
 
 
 class DemoEngine:
-    """``token_ms``: one step. ``log`` holds every inference request seen."""
+    """``token_ms``: one step. ``answer_tokens``: an answer ends by itself after about so many, as a
+    model's does; None: only at its cap. ``log`` holds every inference request seen.
+    """
 
     def __init__(
         self,
@@ -69,6 +71,7 @@ class DemoEngine:
         model: str = "demo-model",
         token_ms: float = 8.0,
         max_model_len: int = 8192,
+        answer_tokens: int | None = None,
         faults: Faults | None = None,
     ) -> None:
         self._host = host
@@ -76,6 +79,7 @@ class DemoEngine:
         self.model = model
         self._step_s = token_ms / 1000
         self._max_model_len = max_model_len
+        self.answer_tokens = answer_tokens
         self.faults = faults or Faults()
         self.log: list[LogEntry] = []
         self.prompt_tokens = 0

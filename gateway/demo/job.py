@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from gateway.demo.engine import DemoEngine, LogEntry
 
 
+#: Answers of different prompts differ in length by up to this.
+SPREAD_TOKENS = 60
+
+
 class Job:
     """``n``: choices per prompt. Index // n is the prompt, as in vLLM."""
 
@@ -30,6 +34,11 @@ class Job:
         self._prompts = prompts
         self.n = int(request.get("n") or 1)
         self._cap = max(1, cap)
+        self._finish_reason = "length"
+        if engine.answer_tokens is not None and not request.get("ignore_eos"):
+            own = engine.answer_tokens + sum(prompts) % SPREAD_TOKENS
+            if own < self._cap:
+                self._cap, self._finish_reason = own, "stop"
         self._chat = chat
         options = request.get("stream_options") or {}
         self._usage_asked = bool(options.get("include_usage")) and not engine.faults.no_usage
@@ -107,7 +116,7 @@ class Job:
             choice["delta"] = delta
         else:
             choice["text"] = delta["content"]
-        finish = "length" if made == self._cap else None
+        finish = self._finish_reason if made == self._cap else None
         choice |= {"logprobs": None, "finish_reason": finish}
         chunk = {**self._shell_of_chunk(), "choices": [choice]}
         if self._usage_always:
@@ -129,7 +138,11 @@ class Job:
             choice["message"] = {"role": "assistant", "content": text, "refusal": None}
         else:
             choice["text"] = text
-        return choice | {"logprobs": None, "finish_reason": "length", "stop_reason": None}
+        return choice | {
+            "logprobs": None,
+            "finish_reason": self._finish_reason,
+            "stop_reason": None,
+        }
 
     def _total(self) -> dict[str, Any]:
         prompt, completion = sum(self._prompts), self._cap * len(self._texts)

@@ -332,3 +332,16 @@ def test_process_on_a_leash_ends_with_its_parent():
         ours.close()
 
     assert process.wait(3) == 0
+
+
+async def test_answer_ends_by_itself_before_a_larger_cap(start_engine):
+    engine = await start_engine(token_ms=0.0, answer_tokens=10)
+    async with httpx.AsyncClient(base_url=engine.url, trust_env=False) as client:
+        messages = [{"role": "user", "content": "hi"}]
+        body = {"model": engine.model, "messages": messages}
+        free = (await client.post("/v1/chat/completions", json=body)).json()
+        capped = (await client.post("/v1/chat/completions", json={**body, "max_tokens": 3})).json()
+
+    assert free["choices"][0]["finish_reason"] == "stop"
+    assert 10 <= free["usage"]["completion_tokens"] < 80
+    assert capped["choices"][0]["finish_reason"] == "length"
