@@ -184,6 +184,20 @@ class Declared(_Part):
         return self
 
 
+#: The last name of a path -> what lies there.
+SECTIONS: dict[str, type[BaseModel]] = {
+    "pools": PoolPart,
+    "endpoints": EndpointPart,
+    "models": ModelPart,
+    "timeouts": TimeoutsPart,
+    "price": PricePart,
+    "tenants": TenantPart,
+    "projects": ProjectPart,
+    "keys": KeyPart,
+    "limits": LimitsPart,
+}
+
+
 def _once(path: str, names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
@@ -232,13 +246,22 @@ class _OnceLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _fields_at(loc: Sequence[object]) -> Sequence[str]:
+    """The fields of the section that a fault's path leads into."""
+    names = [step for step in loc[:-1] if isinstance(step, str)]
+    section = SECTIONS.get(names[-1], Declared) if names else Declared
+    return tuple(section.model_fields)
+
+
 def _fault(file: str, error: Any) -> str:
     path = ""
     for step in error["loc"]:
         path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else str(step)
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        return f"{file}: {path}: unknown field; see docs for the fields of this section"
+        known = ", ".join(_fields_at(error["loc"]))
+        shown = repr(error["input"])[:80]
+        return f"{file}: {path}: {shown}: unknown field, expected one of {known}"
     if error["type"] == "missing":
         return f"{file}: {path}: missing, expected a value"
     shown = repr(error["input"])
