@@ -76,6 +76,7 @@ PROVEN_ELSEWHERE = {
     "gateway.demo.answer": "gateway/demo/test_engine.py",
     "gateway.demo.job": "gateway/demo/test_engine.py",
     "gateway.demo.text": "gateway/demo/test_engine.py",
+    "gateway.demo.works": "gateway/demo/test_engine.py",
     "gateway.link.client": "gateway/link/test_link.py",
     "gateway.link.messages": "gateway/link/test_link.py",
     "gateway.link.server": "gateway/link/test_link.py",

@@ -12,41 +12,15 @@ import json
 import time
 from typing import Any
 
-import msgspec
-
 from gateway.demo.answer import Answer
 from gateway.demo.job import Job
 from gateway.demo.text import MESSAGE_TOKENS, TEMPLATE_TOKENS, count
+from gateway.demo.works import Faults, Headers, LogEntry, Works
+
+__all__ = ["DemoEngine", "Faults", "LogEntry"]
 
 VECTOR_SIZE = 8
 COMPLETIONS_TOKENS = 16
-Headers = list[tuple[bytes, bytes]]
-
-
-class Faults(msgspec.Struct):
-    """What goes wrong, at run time. ``status``: answer this to inference. ``delay_s``: before the
-    first byte. ``error_event_first``: an error event in a 200, then [DONE].
-    """
-
-    status: int = 0
-    die_after_frames: int = -1
-    stall_after_frames: int = -1
-    refuse_continuous_usage: bool = False
-    no_usage: bool = False
-    delay_s: float = 0.0
-    error_event_first: bool = False
-
-
-class LogEntry(msgspec.Struct):
-    """One request as the engine saw it. ``ended``: finished, aborted, or refused."""
-
-    path: str
-    headers: Headers
-    body: bytes
-    request_id: str = ""
-    tokens: int = 0
-    ended: str = ""
-    ended_s: float = 0.0
 
 
 class EngineError(Exception):
@@ -58,7 +32,7 @@ class EngineError(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
 
-class DemoEngine:
+class DemoEngine(Works):
     """``token_ms``: one step. ``answer_tokens``: an answer ends by itself after about so many, as a
     model's does; None: only at its cap. ``log`` holds every inference request seen.
     """
@@ -76,16 +50,9 @@ class DemoEngine:
     ) -> None:
         self._host = host
         self.port = port
-        self.model = model
-        self._step_s = token_ms / 1000
+        super().__init__(model, token_ms, answer_tokens, faults)
         self._max_model_len = max_model_len
-        self.answer_tokens = answer_tokens
-        self.faults = faults or Faults()
         self.log: list[LogEntry] = []
-        self.prompt_tokens = 0
-        self.generation_tokens = 0
-        self.finished = 0
-        self.running = 0
         self._started_s = time.time()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -106,14 +73,6 @@ class DemoEngine:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def step(self, leaving: "asyncio.Future[None]") -> bool:
-        """Wait one token's time; False when the client has left."""
-        if self._step_s:
-            await asyncio.wait((leaving,), timeout=self._step_s)
-        else:
-            await asyncio.sleep(0)
-        return not leaving.done()
 
     # -- connections and routes --------------------------------------------------------------
 

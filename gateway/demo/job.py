@@ -3,14 +3,11 @@
 import asyncio
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gateway.demo.answer import Answer
 from gateway.demo.text import words
-
-if TYPE_CHECKING:
-    from gateway.demo.engine import DemoEngine, LogEntry
-
+from gateway.demo.works import LogEntry, Works
 
 #: Answers of different prompts differ in length by up to this.
 SPREAD_TOKENS = 60
@@ -21,8 +18,8 @@ class Job:
 
     def __init__(
         self,
-        engine: "DemoEngine",
-        entry: "LogEntry",
+        engine: Works,
+        entry: LogEntry,
         request: dict[str, Any],
         prompts: list[int],
         cap: int,
