@@ -95,6 +95,8 @@ class ControlPlane:
         if self._store is not None:
             self._spawn(self._join_store(self._store), "store")
         self._spawn(core.feed.run(), "feed")
+        if core.announcements is not None:
+            self._spawn(core.announcements.run(), "announcements")
         self._spawn(core.shipper.run(SHIP_EVERY_S), "shipper")
         self._spawn(core.prober.run(), "prober")
         self._spawn(self._http.run(socket.socket(fileno=self._launch.listen_fd)), "http")

@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 
 from gateway import __version__, identity
+from gateway.control.announcements import Announcements
 from gateway.control.app import ControlDeps, build_app
 from gateway.control.capabilities import probe_endpoint
 from gateway.control.diagnosis import Finding
@@ -83,6 +84,9 @@ class Core:
         )
         self.totals = Totals(data_dir / "counters", host_pid)
         self.prober = self._new_prober(HEALTH_EVERY_S)
+        self.announcements: Announcements | None = None
+        if settings.redis_url:  # one that other hosts may share
+            self.announcements = Announcements(settings.redis_url, self.feed.poll)
         self._pepper = pepper.encode()
         self._operator_token = operator_token
 
@@ -118,6 +122,8 @@ class Core:
         """Let go of everything; what is not shipped waits in its journal."""
         await self.link.close()
         await self.prober.close()
+        if self.announcements is not None:
+            await self.announcements.close()
         await self.shipper.close()
         await self.feed.keep_file()
         if self.store is not None:
@@ -131,7 +137,7 @@ class Core:
                 pepper=self._pepper,
                 key_env=self.settings.key_env,
                 operator_token=self._operator_token,
-                changed=self.feed.poll,
+                changed=self._changed,
                 ship=self._ship,
                 metrics_text=self._metrics,
                 ready=self._ready,
@@ -141,6 +147,12 @@ class Core:
         )
 
     # -- what the application asks -----------------------------------------------------------
+
+    async def _changed(self) -> None:
+        """After a write: this host's data processes are told, then the other hosts."""
+        await self.feed.poll()
+        if self.announcements is not None:
+            await self.announcements.announce(self.feed.version)
 
     async def _ship(self) -> None:
         """Before usage is read. What cannot be shipped now is shown later."""
