@@ -1,16 +1,188 @@
-"""The first schema."""
+"""The first schema, as it was on the day it was first migrated to.
+
+A copy, not an import of ``gateway.store.schema``: that one lives on, and a database made by an older
+release must find here what it was made with. Never edited; what changes is the next revision's.
+"""
 
 from alembic import op
-
-from gateway.store.schema import metadata
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.schema import SchemaItem
 
 revision = "0001"
 down_revision = None
 
+first = MetaData()
+# SQLite reuses no id only with AUTOINCREMENT, which wants the type to be INTEGER.
+Id = BigInteger().with_variant(Integer, "sqlite")
+_LIVE = text("deleted_at IS NULL")
+
+
+def _table(name: str, *columns: SchemaItem) -> Table:
+    made: Table = Table(
+        name,
+        first,
+        Column("id", Id, primary_key=True, autoincrement=True),
+        *columns,
+        sqlite_autoincrement=True,
+    )
+    return made
+
+
+def _named(table: Table, *columns: str) -> Index:
+    """A name is unique among the living rows of its parent."""
+    return Index(
+        f"uq_{table.name}_live",
+        *(table.c[column] for column in columns),
+        unique=True,
+        sqlite_where=_LIVE,
+        postgresql_where=_LIVE,
+    )
+
+
+def _deleted_at() -> Column[int]:
+    return Column("deleted_at", BigInteger)
+
+
+meta = Table("meta", first, Column("name", Text, primary_key=True), Column("value", Text))
+changes = Table(
+    "changes",
+    first,
+    Column("version", BigInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("row_id", BigInteger, nullable=False),
+)
+Index("ix_changes_version", changes.c.version)
+
+tenants = _table("tenants", Column("name", Text, nullable=False), _deleted_at())
+projects = _table(
+    "projects",
+    Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    _deleted_at(),
+)
+keys = _table(
+    "keys",
+    Column("project_id", ForeignKey("projects.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("models", Text),  # JSON array of names; NULL = every model
+    Column("expires_s", BigInteger),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("revoked_ms", BigInteger),
+    _deleted_at(),
+)
+key_secrets = Table(
+    "key_secrets",
+    first,
+    Column("kid", Text, primary_key=True),
+    Column("key_id", ForeignKey("keys.id"), nullable=False, index=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("last4", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("expires_s", BigInteger),
+)
+limits = _table(
+    "limits",
+    Column("scope_kind", Text, nullable=False),  # tenant | project | key
+    Column("scope_id", BigInteger, nullable=False),
+    Column("dimension", Text, nullable=False),
+    Column("value", BigInteger, nullable=False),
+    Column("burst", BigInteger),
+    Column("version", BigInteger, nullable=False),
+    UniqueConstraint("scope_kind", "scope_id", "dimension"),
+)
+pools = _table("pools", Column("name", Text, nullable=False), _deleted_at())
+endpoints = _table(
+    "endpoints",
+    Column("pool_id", ForeignKey("pools.id"), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("options", Text, nullable=False),  # JSON of the rest of the declared endpoint
+    _deleted_at(),
+)
+models = _table(
+    "models",
+    Column("name", Text, nullable=False),
+    Column("upstream", Text, nullable=False),
+    Column("pool_id", ForeignKey("pools.id"), nullable=False),
+    Column("context_tokens", BigInteger),
+    Column("max_output_tokens", BigInteger),
+    Column("timeouts", Text, nullable=False),  # JSON
+    Column("created_ms", BigInteger, nullable=False),
+    _deleted_at(),
+)
+price_versions = _table(
+    "price_versions",
+    Column("model_id", ForeignKey("models.id"), nullable=False, index=True),
+    Column("version", Integer, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("effective_from_ms", BigInteger, nullable=False),
+    UniqueConstraint("model_id", "version"),
+)
+prices = Table(
+    "prices",
+    first,
+    Column("price_version_id", ForeignKey("price_versions.id"), primary_key=True),
+    Column("meter", Text, primary_key=True),
+    Column("unit", Text, nullable=False),  # million_tokens
+    Column("nano", BigInteger, nullable=False),
+)
+usage_records = _table(
+    "usage_records",
+    Column("request_id", Text, nullable=False, unique=True),
+    Column("payload_hash", LargeBinary, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("tenant_id", BigInteger, nullable=False),
+    Column("project_id", BigInteger, nullable=False),
+    Column("key_id", BigInteger, nullable=False),
+    Column("model_id", BigInteger, nullable=False),
+    Column("price_id", BigInteger, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("choices", Integer, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("ttft_ms", BigInteger, nullable=False),
+    Column("total_ms", BigInteger, nullable=False),
+    Column("started_ms", BigInteger, nullable=False, index=True),
+    Column("cost_nano", BigInteger, nullable=False),
+    Column("currency", Text, nullable=False),
+)
+usage_quarantine = _table(
+    "usage_quarantine",
+    Column("request_id", Text, nullable=False),
+    Column("payload_hash", LargeBinary, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("seen_ms", BigInteger, nullable=False),
+    UniqueConstraint("request_id", "payload_hash"),
+)
+
+_named(tenants, "name")
+_named(projects, "tenant_id", "name")
+_named(keys, "project_id", "name")
+_named(pools, "name")
+_named(endpoints, "pool_id", "url")
+_named(models, "name")
+
 
 def upgrade() -> None:
-    metadata.create_all(op.get_bind())
+    first.create_all(op.get_bind())
 
 
 def downgrade() -> None:
-    metadata.drop_all(op.get_bind())
+    first.drop_all(op.get_bind())
