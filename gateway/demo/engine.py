@@ -233,6 +233,7 @@ class DemoEngine(Works):
         prompts = self._prompts(request)
         self._check(request, prompts, 0)
         self.prompt_tokens += sum(prompts)
+        entry.prompt_tokens = sum(prompts)
         self.finished += 1
         data = [
             {
@@ -275,6 +276,7 @@ class DemoEngine(Works):
         job = Job(self, entry, request, prompts, room if cap is None else int(cap), chat=chat)
         self.running += 1
         self.prompt_tokens += sum(prompts) * job.n
+        entry.prompt_tokens, entry.choices = sum(prompts), job.n
         leaving = asyncio.ensure_future(answer.left())
         try:
             if request.get("stream"):

@@ -78,8 +78,8 @@ class Job:
             answer.event({"error": {"message": "on purpose", "type": kind, "code": 500}})
             answer.done()
             return
-        for frames, (event, first_of_step) in enumerate(self._events()):
-            if first_of_step and not await self._engine.step(leaving):
+        for frames, (event, of_step) in enumerate(self._events()):
+            if of_step == 0 and not await self._engine.step(leaving):
                 self._abort(answer)
                 return
             if frames == faults.die_after_frames:
@@ -89,23 +89,23 @@ class Job:
                 await asyncio.wait((leaving,))
                 self._abort(answer)
                 return
+            if of_step >= 0:
+                self._made()
             answer.event(event)
             await answer.drain()
         self._engine.finished += 1
         answer.done()
 
-    def _events(self) -> Iterator[tuple[dict[str, Any], bool]]:
-        """Each chunk, and whether a step of the engine comes before it."""
+    def _events(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """Each chunk, and which token of a step of the engine it carries, from 0; -1: none."""
         if self._chat:
             for index in range(len(self._texts)):
-                yield self._chunk(index, {"role": "assistant", "content": ""}, 0), False
+                yield self._chunk(index, {"role": "assistant", "content": ""}, 0), -1
         for token in range(1, self._cap + 1):
             for index, text in enumerate(self._texts):
-                chunk = self._chunk(index, {"content": next(text)}, token)
-                yield chunk, index == 0
-                self._made()
+                yield self._chunk(index, {"content": next(text)}, token), index
         if self._usage_asked:
-            yield {**self._shell_of_chunk(), "choices": [], "usage": self._total()}, False
+            yield {**self._shell_of_chunk(), "choices": [], "usage": self._total()}, -1
 
     def _chunk(self, index: int, delta: dict[str, str], made: int) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index}

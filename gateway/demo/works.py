@@ -25,12 +25,18 @@ class Faults(msgspec.Struct):
 
 
 class LogEntry(msgspec.Struct):
-    """One request as the engine saw it. ``ended``: finished, aborted, or refused."""
+    """One request as the engine saw it. ``ended``: finished, aborted, or refused.
+
+    ``prompt_tokens`` of all its prompts, each counted once; ``tokens`` made for it, each before it
+    is written to the socket; ``choices`` a prompt.
+    """
 
     path: str
     headers: Headers
     body: bytes
     request_id: str = ""
+    prompt_tokens: int = 0
+    choices: int = 1
     tokens: int = 0
     ended: str = ""
     ended_s: float = 0.0

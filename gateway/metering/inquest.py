@@ -82,7 +82,7 @@ def record_of(image: SlotImage, context: RecoveryContext) -> UsageRecord:
         model_id=image.model_id,
         price_id=image.price_id,
         operation=image.operation,
-        choices=image.prompts * image.choices,
+        choices=image.choices,
         attempts=attempts,
         usage=settled.usage.meters(),
         billed=settlement.billed,
@@ -172,5 +172,5 @@ def _attempt(image: SlotImage, each: AttemptImage, context: RecoveryContext) -> 
         each.status,
         each.prompt,
         each.completion,
-        image.prompts * image.choices,
+        image.choices,
     )

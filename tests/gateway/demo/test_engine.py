@@ -161,6 +161,7 @@ async def test_request_id_of_the_caller_is_in_the_answer_and_in_the_log(http, en
 
     assert response.json()["id"] == "chatcmpl-req_7"
     assert (entry.request_id, entry.tokens, entry.ended) == ("req_7", 4, "finished")
+    assert (entry.prompt_tokens, entry.choices) == (response.json()["usage"]["prompt_tokens"], 1)
     assert (b"cookie", b"a=b") in entry.headers
     assert json.loads(entry.body) == CHAT
 

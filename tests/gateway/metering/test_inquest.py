@@ -19,6 +19,7 @@ from tests.support.lives import CONTEXT, LIMITS, RESERVED_TOKENS
 
 def image(
     *,
+    prompts: int = 1,
     progress: Progress | None = None,
     ended: EndedImage | None = None,
     failed: bool = False,
@@ -36,7 +37,7 @@ def image(
         price_id=15,
         operation="chat",
         choices=2,
-        prompts=1,
+        prompts=prompts,
         estimate=40,
         cap=100,
         started_ms=1_000,
@@ -90,6 +91,11 @@ def test_a_crash_after_tokens_went_out_with_status_200() -> None:
     record = record_of(image(progress=Progress(0, 9, 4, delivered=True)), CONTEXT)
     assert (record.status, record.ttft_ms, record.total_ms) == (200, -1, 20)
     assert record_of(image(), CONTEXT).status == 0
+
+
+def test_choices_are_a_prompts_as_in_the_records_of_the_living() -> None:
+    record = record_of(image(prompts=3), CONTEXT)
+    assert (record.choices, record.attempts[0].choices) == (2, 2)
 
 
 def test_counts_seen_before_a_token_was_delivered_are_kept_as_cost_and_not_billed() -> None:
