@@ -24,6 +24,7 @@ import uvloop
 
 from gateway import __version__
 from gateway.call import Call
+from gateway.contract.envelope import Bounds
 from gateway.contract.errors import Draining, KeyRevoked
 from gateway.engines import Engines, process_environ
 from gateway.errors import answer
@@ -127,6 +128,7 @@ class DataPlane:
             monotonic=self._monotonic,
             unix_ms=unix_ms,
             chance=random.random,
+            bounds=msgspec.convert(msgspec.structs.asdict(self._settings.policy), Bounds),
         )
 
     def _routes(self) -> Routes:

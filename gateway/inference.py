@@ -13,9 +13,18 @@ from collections.abc import Callable
 
 from gateway import identity
 from gateway.call import Call, Stop, id_headers
-from gateway.contract.envelope import OPERATIONS, Envelope, Operation, parse, scan
+from gateway.contract.envelope import (
+    BOUNDS,
+    OPERATIONS,
+    Bounds,
+    Envelope,
+    Operation,
+    parse,
+    scan,
+)
 from gateway.contract.errors import (
     ContractError,
+    InvalidBody,
     InvalidKey,
     LimitExceeded,
     ModelNotFound,
@@ -77,6 +86,7 @@ class Inference:
         monotonic: Callable[[], float],
         unix_ms: Callable[[], int],
         chance: Callable[[], float],
+        bounds: Bounds = BOUNDS,
     ) -> None:
         self._snapshot = snapshot
         self._engines = engines
@@ -88,6 +98,7 @@ class Inference:
         self._monotonic = monotonic
         self._unix_ms = unix_ms
         self._chance = chance
+        self._bounds = bounds
         self._estimators: dict[int, PromptEstimator] = {}
         self._budgets: dict[int, RetryBudget] = {}
         self.running: dict[str, Call] = {}
@@ -97,7 +108,7 @@ class Inference:
     async def serve(self, call: Call, operation: Operation) -> None:
         """Answer one request. Raises the error that the client is to get, if nothing went out."""
         principal = self.authenticate(call.request)
-        envelope = call.envelope = await _read(call.request.body, operation)
+        envelope = call.envelope = await _read(call.request.body, operation, self._bounds)
         model = self._resolve(principal, envelope.model)
         intent = self._plan(principal, model, envelope)
         slot = self._desk.claim()
@@ -172,6 +183,11 @@ class Inference:
         if tightest is not None and intent.reserve > tightest.capacity:
             raise RequestTooLarge(
                 tightest.scope_name, tightest.dimension, tightest.capacity, intent.reserve
+            )
+        if envelope.min_tokens > intent.cap:
+            raise InvalidBody(
+                f"'min_tokens' must be at most {intent.cap}, the tokens this answer may have.",
+                "min_tokens",
             )
         return intent
 
@@ -399,14 +415,14 @@ class Inference:
             counters.histogram("tf_ttft_seconds", model.name).observe(record.ttft_ms / 1000)
 
 
-async def _read(body: bytes, operation: Operation) -> Envelope:
+async def _read(body: bytes, operation: Operation, bounds: Bounds) -> Envelope:
     """The envelope; a large body is scanned with a turn of the loop every 64 kB."""
     if len(body) <= SLICED_BYTES:
-        return parse(body, operation)
+        return parse(body, operation, None, bounds)
     scanned = scan(body)
     for _ in scanned:
         await asyncio.sleep(0)
-    return parse(body, operation, scanned)
+    return parse(body, operation, scanned, bounds)
 
 
 def _token(request: Request) -> str:

@@ -44,6 +44,22 @@ class WireSettings(msgspec.Struct, frozen=True, kw_only=True):
     tick_s: Annotated[float, Meta(gt=0, description="grain of all deadlines")] = 0.25
 
 
+class PolicySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What one request may ask of an engine."""
+
+    choices_max: Annotated[
+        int, Meta(ge=1, le=128, description="largest n and best_of of a request")
+    ] = 8
+    prompts_max: Annotated[
+        int, Meta(ge=1, le=2_048, description="most prompts or inputs of a request")
+    ] = 2_048
+    prompt_logprobs_max: Annotated[
+        int, Meta(ge=0, le=1_000, description="largest prompt_logprobs of a request")
+    ] = 20
+    ignore_eos: Annotated[bool, Meta(description="requests may set ignore_eos")] = True
+    echo: Annotated[bool, Meta(description="requests may have their prompt echoed")] = True
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """See the module."""
 
@@ -94,6 +110,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     board_slots: Annotated[
         int, Meta(ge=16, le=1_000_000, description="requests in flight at once in one process")
     ] = 4_096
+    policy: PolicySettings = PolicySettings()
     wire: WireSettings = WireSettings()
 
 

@@ -1,81 +1,147 @@
 """How many prompt tokens a body will be, learned per model from what the engines counted.
 
-An estimate reserves rate limits; its error becomes debt there, repaid before the next admission. It
-is not a ceiling and must never back hard money. The smoothing (mean and mean deviation with fixed
-gains) is the one TCP uses for round-trip times: Jacobson, "Congestion Avoidance and Control", 1988.
+An estimate reserves rate limits; its error becomes debt there, repaid before the next admission.
+A ceiling is never below the engine's count and backs hard money. The estimate is a conformal
+quantile (Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005): where requests
+are exchangeable, the next is above the k-th largest of the last n with chance k / (n + 1). Not here:
+what a body's text is (``gateway.contract.envelope``), what a template adds (probed).
 """
 
 import math
+from bisect import bisect_left, insort
+from collections import deque
 
 #: Byte-level BPE vocabularies give 0.2-0.3 tokens a byte of English; a third is on the safe side.
 FIRST_RATIO = 1 / 3
-MEAN_GAIN = 1 / 16
-DEVIATION_GAIN = 1 / 8
+#: The share of requests that may turn out to be more than estimated.
+BELOW_RARELY = 0.01
+#: Counts remembered for each size of body, and how many it takes to believe less than the first.
+REMEMBERED = 256
+BELIEVED = 32
 #: What chat templates add at most, as seen; beyond a prompt's own bytes.
 TEMPLATE_TOKENS = 64
-#: Shorter bodies say more about the chat template than about the text.
-LEARN_FROM_BYTES = 64
+#: Short bodies say more about the chat template than about the text, long ones the reverse: bodies
+#: are learned by size, each class four times the one before (under 128 bytes ... 128 KiB and more).
+CLASSES = 7
+_SMALLEST_BITS = 7
+#: Where neither the model, nor its context, nor a limit bounds the answer.
+UNKNOWN_CAP = 4096
+
+
+class _Ratios:
+    """The last ``REMEMBERED`` ratios of one class, by age and by size."""
+
+    __slots__ = ("ratio", "seen", "sorted")
+
+    def __init__(self) -> None:
+        self.ratio = FIRST_RATIO
+        self.seen: deque[float] = deque()
+        self.sorted: list[float] = []
+
+    def add(self, ratio: float) -> None:
+        ranked, seen = self.sorted, self.seen
+        if len(seen) == REMEMBERED:
+            del ranked[bisect_left(ranked, seen.popleft())]
+        seen.append(ratio)
+        insort(ranked, ratio)
+        count = len(ranked)
+        top = ranked[-max(1, int(BELOW_RARELY * (count + 1)))]
+        self.ratio = top if count >= BELIEVED else max(FIRST_RATIO, top)
 
 
 class PromptEstimator:
     """Mutable; one per model. ``estimate`` then ``learn``, in any interleaving."""
 
-    __slots__ = ("_deviation", "_mean", "_seen")
+    __slots__ = ("_classes",)
 
     def __init__(self) -> None:
-        self._mean = FIRST_RATIO
-        self._deviation = 0.0
-        self._seen = False
+        self._classes = tuple([_Ratios() for _ in range(CLASSES)])
 
-    def estimate(self, body_bytes: int) -> int:
-        """Tokens to reserve for a body of that many bytes: at least 1."""
-        return max(1, math.ceil(body_bytes * (self._mean + self._deviation)))
+    def estimate(self, text_bytes: int) -> int:
+        """Tokens to reserve for a prompt of that many bytes: at least 1, too few about 1 in 100."""
+        return max(1, math.ceil(text_bytes * self._class(text_bytes).ratio))
 
-    def learn(self, body_bytes: int, prompt_tokens: int) -> None:
+    def learn(self, text_bytes: int, prompt_tokens: int) -> None:
         """Take in one finished request: the bytes we saw, the tokens the engine counted."""
-        if body_bytes < LEARN_FROM_BYTES or prompt_tokens <= 0:
-            return
-        ratio = prompt_tokens / body_bytes
-        if not self._seen:
-            self._seen = True
-            self._mean = ratio
-            self._deviation = ratio / 4
-            return
-        error = ratio - self._mean
-        self._mean += MEAN_GAIN * error
-        self._deviation += DEVIATION_GAIN * (abs(error) - self._deviation)
+        if text_bytes > 0 and prompt_tokens > 0:
+            self._class(text_bytes).add(prompt_tokens / text_bytes)
+
+    def _class(self, text_bytes: int) -> _Ratios:
+        at = (text_bytes.bit_length() - _SMALLEST_BITS + 1) // 2
+        return self._classes[min(max(at, 0), CLASSES - 1)]
+
+
+def ceiling(
+    *,
+    prompts: int,
+    text_bytes: int | None,
+    template_tokens: int | None,
+    context_tokens: int | None,
+    counted: int | None = None,
+) -> int | None:
+    """Tokens that all prompts together cannot exceed, or None where nothing bounds them.
+
+    ``text_bytes``: the body's bytes where it is text and nothing else, else None; a byte-level
+    vocabulary makes no more tokens than bytes, and a template adds ``template_tokens`` a prompt
+    (None = not probed). ``counted``: the engine's own count of this body. A prompt longer than the
+    model's context is refused by the engine, so ``context_tokens`` bounds each.
+
+    >>> ceiling(prompts=1, text_bytes=300, template_tokens=40, context_tokens=4096)
+    340
+    >>> ceiling(prompts=2, text_bytes=None, template_tokens=None, context_tokens=4096)
+    8192
+    """
+    bounds = [] if counted is None else [counted]
+    if text_bytes is not None and template_tokens is not None:
+        bounds.append(text_bytes + prompts * template_tokens)
+    if context_tokens is not None:
+        bounds.append(prompts * context_tokens)
+    return min(bounds, default=None)
 
 
 class Plan:
-    """What a request reserves, in tokens. ``inject_cap``: the cap to write into the body, or None."""
+    """What a request reserves, in tokens. ``output`` = sequences x ``cap``; ``reserve`` = estimate
+    and output; ``prompt_ceiling`` None: nothing bounds the prompt; ``inject_cap``: the cap to write
+    into the body, or None.
+    """
 
-    __slots__ = ("cap", "inject_cap", "prompt_estimate", "reserve")
+    __slots__ = ("cap", "inject_cap", "output", "prompt_ceiling", "prompt_estimate", "reserve")
 
     def __init__(
-        self, prompt_estimate: int, cap: int, reserve: int, inject_cap: int | None
+        self,
+        prompt_estimate: int,
+        cap: int,
+        output: int,
+        inject_cap: int | None,
+        prompt_ceiling: int | None = None,
     ) -> None:
         self.prompt_estimate = prompt_estimate
         self.cap = cap
-        self.reserve = reserve
+        self.output = output
+        self.reserve = prompt_estimate + output
         self.inject_cap = inject_cap
+        self.prompt_ceiling = prompt_ceiling
 
 
 def plan(
     *,
     prompt_estimate: int,
     prompt_bytes: int = 0,
+    prompt_ceiling: int | None = None,
     sequences: int,
     explicit_cap: int | None,
     default_cap: int | None,
     model_cap: int | None,
     context_tokens: int | None,
     tightest_tokens: int | None,
+    tightest_output: int | None = None,
 ) -> Plan:
     """Reserve = prompt + sequences x cap, where sequences = prompts x max(n, best_of).
 
     The cap is the caller's; else the operation's own default (16 on /v1/completions, injected
-    nowhere, 0 for embeddings); else the model's, cut to what context and the tightest token limit
-    can ever grant, and injected. ``tightest_tokens`` is the smallest capacity among token limits.
+    nowhere, 0 for embeddings); else the model's, cut to what context and the tightest limit can ever
+    grant, and injected. ``tightest_tokens`` and ``tightest_output``: the smallest capacity among
+    limits on all tokens, and among limits on output, money included.
     A cap of 0 is only ever the operation's own; where nothing is left the cap is 1, and the
     reservation then says that it can never fit.
 
@@ -84,10 +150,9 @@ def plan(
     >>> made.cap, made.reserve, made.inject_cap
     (500, 1100, 500)
     """
-    if explicit_cap is not None:
-        return Plan(prompt_estimate, explicit_cap, prompt_estimate + sequences * explicit_cap, None)
-    if default_cap is not None:
-        return Plan(prompt_estimate, default_cap, prompt_estimate + sequences * default_cap, None)
+    given = explicit_cap if explicit_cap is not None else default_cap
+    if given is not None:
+        return Plan(prompt_estimate, given, sequences * given, None, prompt_ceiling)
     room = [] if model_cap is None else [model_cap]
     if context_tokens is not None:
         # An injected cap must fit beside the prompt as the engine will count it: no more tokens
@@ -96,9 +161,7 @@ def plan(
         room.append(context_tokens - max(prompt_estimate, bound))
     if tightest_tokens is not None:
         room.append((tightest_tokens - prompt_estimate) // sequences)
+    if tightest_output is not None:
+        room.append(tightest_output // sequences)
     cap = max(1, min(room)) if room else UNKNOWN_CAP
-    return Plan(prompt_estimate, cap, prompt_estimate + sequences * cap, cap)
-
-
-#: Where neither the model, nor its context, nor a limit bounds the answer.
-UNKNOWN_CAP = 4096
+    return Plan(prompt_estimate, cap, sequences * cap, cap, prompt_ceiling)

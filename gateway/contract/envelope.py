@@ -6,6 +6,7 @@ two ways (duplicates, NaN, numbers in strings) is refused here. Not here: the ed
 (``contract.edits``), limits and models.
 """
 
+import re
 from functools import lru_cache
 from typing import Literal, NoReturn, TypeVar
 
@@ -20,6 +21,7 @@ OPERATIONS: tuple[Operation, ...] = ("chat", "completions", "embeddings")
 #: Tokens an engine makes where the operation has a default of its own; chat has none.
 DEFAULT_CAPS: dict[Operation, int | None] = {"chat": None, "completions": 16, "embeddings": 0}
 CHOICES_MAX = 8
+PROMPT_LOGPROBS_MAX = 20  # vLLM's own
 MODEL_CHARS_MAX = 256
 CAP_MAX = (1 << 31) - 1
 OPTIONS_BYTES_MAX = 4096
@@ -29,6 +31,26 @@ _INT: msgspec.json.Decoder[int | None] = msgspec.json.Decoder(int | None)
 _BOOL: msgspec.json.Decoder[bool | None] = msgspec.json.Decoder(bool | None)
 _STR: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
 T = TypeVar("T", int, bool, str)
+#: What an engine is made to do beyond answering: read only where one of them is there.
+BOUNDED = frozenset(("min_tokens", "ignore_eos", "echo", "prompt_logprobs"))
+#: The base64 of a picture or a recording: bytes that are no text.
+_MEDIA = re.compile(rb";base64,[A-Za-z0-9+/=\\]{256,}+")
+_MEDIA_MARK = b";base64,"
+#: What one picture or recording counts as, until the model has been seen to count.
+MEDIA_BYTES = 3 * 1024
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """The operator's policy for what one request may ask of an engine."""
+
+    choices_max: int = CHOICES_MAX
+    prompts_max: int = LIST_MAX
+    prompt_logprobs_max: int = PROMPT_LOGPROBS_MAX
+    ignore_eos: bool = True
+    echo: bool = True
+
+
+BOUNDS = Bounds()
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -44,8 +66,10 @@ class Envelope(msgspec.Struct):
     """One request as read. ``members`` and ``index`` are the top level's spans, for the edits.
 
     ``n``: choices per prompt, max(n, best_of). ``cap``: the caller's own, None = not said;
-    ``default_cap``: the operation's, None = to be injected. ``text_bytes``: what the prompt's
-    estimate is made from. ``dropped``: privileged fields that will not reach the engine.
+    ``default_cap``: the operation's, None = to be injected; ``min_tokens``: what the engine is told
+    to make at least. ``text_bytes``: what the prompt's estimate is made from, encoded pictures and
+    recordings left out. ``user``: the end user, ``safety_identifier`` before ``user``.
+    ``dropped``: privileged fields that will not reach the engine.
     """
 
     operation: Operation
@@ -57,6 +81,7 @@ class Envelope(msgspec.Struct):
     prompts: int
     cap: int | None
     default_cap: int | None
+    min_tokens: int
     text_bytes: int
     user: str | None
     dropped: tuple[str, ...]
@@ -70,8 +95,11 @@ def scan(body: bytes) -> Scan:
     return Scan(body)
 
 
-def parse(body: bytes, operation: Operation, scanned: Scan | None = None) -> Envelope:
-    """The envelope of a body; ``InvalidBody`` (400) with the path of what is wrong.
+def parse(
+    body: bytes, operation: Operation, scanned: Scan | None = None, bounds: Bounds = BOUNDS
+) -> Envelope:
+    """The envelope of a body; ``InvalidBody`` (400) with the path of what is wrong, or of what is
+    more than ``bounds`` allow.
 
     ``scanned``: a scan of the same body; what it has not done yet is done here at once.
     """
@@ -88,12 +116,14 @@ def parse(body: bytes, operation: Operation, scanned: Scan | None = None) -> Env
         stream=stream,
         include_usage=asked,
         continuous_usage=asked and options is not None and options.continuous_usage,
-        n=1 if operation == "embeddings" else _choices(seen),
-        prompts=_prompts(seen, operation),
+        n=1 if operation == "embeddings" else _choices(seen, bounds.choices_max),
+        prompts=_prompts(seen, operation, bounds.prompts_max),
         cap=_cap(seen, operation),
         default_cap=DEFAULT_CAPS[operation],
-        text_bytes=len(body),
-        user=_read(seen, "user", _STR, "a string"),
+        min_tokens=0 if BOUNDED.isdisjoint(index) else _bounded(seen, bounds),
+        text_bytes=len(body) if _MEDIA_MARK not in body else _text_bytes(body),
+        user=_read(seen, "safety_identifier", _STR, "a string")
+        or _read(seen, "user", _STR, "a string"),
         dropped=() if PRIVILEGED.isdisjoint(index) else tuple(k for k in index if k in PRIVILEGED),
         members=seen.members,
         index=index,
@@ -115,16 +145,39 @@ def _model(seen: Scan) -> str:
     return model
 
 
-def _choices(seen: Scan) -> int:
+def _choices(seen: Scan, choices_max: int) -> int:
     most = 1
     for key in ("n", "best_of"):
         choices = _read(seen, key, _INT, "an integer")
         if choices is None:
             continue
-        if not 1 <= choices <= CHOICES_MAX:
-            raise InvalidBody(f"'{key}' must be between 1 and {CHOICES_MAX}.", key)
+        if not 1 <= choices <= choices_max:
+            raise InvalidBody(f"'{key}' must be between 1 and {choices_max}.", key)
         most = max(most, choices)
     return most
+
+
+def _bounded(seen: Scan, bounds: Bounds) -> int:
+    """``min_tokens``; refuses what the operator does not allow."""
+    least = _read(seen, "min_tokens", _INT, "an integer") or 0
+    if not 0 <= least <= CAP_MAX:
+        raise InvalidBody(f"'min_tokens' must be between 0 and {CAP_MAX}.", "min_tokens")
+    logprobs = _read(seen, "prompt_logprobs", _INT, "an integer")
+    if logprobs is not None and not 0 <= logprobs <= bounds.prompt_logprobs_max:
+        raise InvalidBody(
+            f"'prompt_logprobs' must be between 0 and {bounds.prompt_logprobs_max}.",
+            "prompt_logprobs",
+        )
+    for key, allowed in (("ignore_eos", bounds.ignore_eos), ("echo", bounds.echo)):
+        if _read(seen, key, _BOOL, "a boolean") and not allowed:
+            raise InvalidBody(f"'{key}' is not allowed here.", key)
+    return least
+
+
+def _text_bytes(body: bytes) -> int:
+    """The body without what is encoded in it; each such piece counts as some text."""
+    media = _MEDIA.findall(body)
+    return len(body) - sum(map(len, media)) + MEDIA_BYTES * len(media)
 
 
 def _cap(seen: Scan, operation: Operation) -> int | None:
@@ -149,7 +202,7 @@ def _cap_of(seen: Scan, key: str) -> int | None:
     return cap
 
 
-def _prompts(seen: Scan, operation: Operation) -> int:
+def _prompts(seen: Scan, operation: Operation, prompts_max: int) -> int:
     """How many prompts the body asks to be answered."""
     key = {"chat": "messages", "completions": "prompt", "embeddings": "input"}[operation]
     if operation == "embeddings" and key not in seen.index and "messages" in seen.index:
@@ -166,10 +219,10 @@ def _prompts(seen: Scan, operation: Operation) -> int:
         return 1
     if first != b"[":
         raise InvalidBody(f"'{key}' must be a string or an array.", key)
-    return _listed(seen.shapes[key], key)
+    return _listed(seen.shapes[key], key, prompts_max)
 
 
-def _listed(shape: Shape, key: str) -> int:
+def _listed(shape: Shape, key: str, prompts_max: int) -> int:
     """A list of strings, a list of tokens, or a list of lists of tokens, and nothing between."""
     inner = (len(shape.brackets) - 2) // 2
     if shape.strings:
@@ -180,8 +233,8 @@ def _listed(shape: Shape, key: str) -> int:
         regular = shape.brackets[:-1] == b"[" + b"[]" * inner or count > LIST_MAX
     else:
         regular, count = shape.numbers, 1
-    if count > LIST_MAX and not shape.others:
-        raise InvalidBody(f"'{key}' must have at most {LIST_MAX} entries.", key)
+    if count > prompts_max and not shape.others:
+        raise InvalidBody(f"'{key}' must have at most {prompts_max} entries.", key)
     if not regular or shape.others:
         raise InvalidBody(
             f"'{key}' must be a string, or an array of strings, of tokens, or of arrays of tokens.",

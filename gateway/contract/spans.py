@@ -32,7 +32,8 @@ LIST_MAX = 2048
 READ = frozenset(
     (
         "model", "messages", "prompt", "input", "stream", "stream_options", "n", "best_of",
-        "max_tokens", "max_completion_tokens", "user",
+        "max_tokens", "max_completion_tokens", "user", "safety_identifier", "min_tokens",
+        "ignore_eos", "echo", "prompt_logprobs",
     )
 )  # fmt: skip
 PRIVILEGED = frozenset(

@@ -1,9 +1,11 @@
 """The learned prompt estimate, and the plan of what a request reserves."""
 
+import random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quotas.estimate import UNKNOWN_CAP, PromptEstimator, plan
+from quotas.estimate import UNKNOWN_CAP, PromptEstimator, ceiling, plan
 
 
 def test_first_estimate_is_a_third_of_the_bytes():
@@ -19,15 +21,69 @@ def test_estimate_settles_on_what_the_engine_counts():
     for _ in range(200):
         estimator.learn(1000, 250)
 
-    assert 250 <= estimator.estimate(1000) <= 255
+    assert estimator.estimate(1000) == 250
 
 
-def test_short_bodies_and_zero_counts_teach_nothing():
+def test_zero_counts_teach_nothing():
     estimator = PromptEstimator()
-    estimator.learn(10, 500)
-    estimator.learn(1000, 0)
+    for _ in range(50):
+        estimator.learn(1000, 0)
 
     assert estimator.estimate(300) == 100
+
+
+def test_few_counts_raise_the_estimate_and_do_not_lower_it():
+    estimator = PromptEstimator()
+    estimator.learn(900, 100)
+    assert estimator.estimate(900) == 300
+    estimator.learn(900, 600)
+    assert estimator.estimate(900) == 600
+
+
+def test_short_bodies_do_not_teach_long_ones():
+    estimator = PromptEstimator()
+    for _ in range(50):
+        estimator.learn(70, 60)  # a template around one word
+
+    assert estimator.estimate(70) == 60
+    assert estimator.estimate(3000) == 1000
+
+
+def test_estimate_is_below_the_count_about_once_in_a_hundred_requests():
+    chance = random.Random(7)
+    estimator = PromptEstimator()
+    below = 0
+    for at in range(6000):
+        text_bytes = int(chance.lognormvariate(7, 1.2)) + 60
+        tokens = max(1, int(text_bytes * chance.gauss(0.23, 0.03)) + chance.randint(5, 40))
+        below += at >= 1000 and estimator.estimate(text_bytes) < tokens
+        estimator.learn(text_bytes, tokens)
+
+    assert below <= 5000 * 0.015
+
+
+def test_estimate_follows_prompts_that_become_denser():
+    estimator = PromptEstimator()
+    for _ in range(300):
+        estimator.learn(1000, 200)
+    for _ in range(3):
+        estimator.learn(1000, 600)
+
+    assert estimator.estimate(1000) == 600
+
+
+def test_ceiling_is_the_least_of_what_bounds_the_prompt():
+    bytes_only = {"prompts": 1, "text_bytes": 300, "template_tokens": 40, "context_tokens": None}
+    assert ceiling(**bytes_only) == 340
+    assert ceiling(**{**bytes_only, "context_tokens": 100}) == 100
+    assert ceiling(**bytes_only, counted=70) == 70
+    assert ceiling(**{**bytes_only, "prompts": 3}) == 420
+
+
+def test_no_ceiling_where_nothing_bounds_the_prompt():
+    unknown = {"prompts": 1, "context_tokens": None}
+    assert ceiling(**unknown, text_bytes=None, template_tokens=40) is None
+    assert ceiling(**unknown, text_bytes=300, template_tokens=None) is None
 
 
 @given(st.lists(st.tuples(st.integers(64, 10**6), st.integers(1, 10**6)), max_size=50))
@@ -92,3 +148,9 @@ def test_prompt_above_the_tightest_limit_reserves_more_than_it_can_grant():
 
 def test_unbounded_model_gets_a_stated_cap():
     assert made().inject_cap == UNKNOWN_CAP
+
+
+def test_cap_is_cut_to_what_limits_on_output_can_ever_grant():
+    it = made(model_cap=8192, tightest_output=900, sequences=3)
+
+    assert (it.cap, it.output, it.reserve) == (300, 900, 1000)

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.contract.envelope import CHOICES_MAX, OPERATIONS, Operation, parse, scan
+from gateway.contract.envelope import (
+    BOUNDS,
+    CHOICES_MAX,
+    MEDIA_BYTES,
+    OPERATIONS,
+    Bounds,
+    Operation,
+    parse,
+    scan,
+)
 from gateway.contract.errors import InvalidBody
 
 CHAT = {"model": "m", "messages": []}
@@ -321,3 +330,47 @@ def test_any_bytes_are_read_or_refused(data):
     for operation in OPERATIONS:
         with pytest.raises(InvalidBody):
             parse(data, operation)
+
+
+def test_end_user_is_the_safety_identifier_before_the_user():
+    assert chat(user="a").user == "a"
+    assert chat(user="a", safety_identifier="b").user == "b"
+    assert chat(user="a", safety_identifier=None).user == "a"
+
+
+def test_encoded_pictures_are_not_counted_as_text():
+    picture = "data:image/png;base64," + "A" * 400_000
+    content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": "x"}]
+    seen = chat(messages=[{"role": "user", "content": content}])
+
+    assert MEDIA_BYTES < seen.text_bytes < MEDIA_BYTES + 300
+    assert chat(messages=[{"role": "user", "content": ";base64,abc"}]).text_bytes < 100
+
+
+def refused_by(bounds, operation="chat", **fields):
+    field = {"chat": "messages", "completions": "prompt"}[operation]
+    body = json.dumps({"model": "m", field: [], **fields} | {field: fields.get(field, [])}).encode()
+    with pytest.raises(InvalidBody) as refused:
+        parse(body, operation, None, bounds)
+    return refused.value.param
+
+
+def test_policy_bounds_what_one_request_may_ask():
+    tight = Bounds(
+        choices_max=2, prompts_max=1, prompt_logprobs_max=0, ignore_eos=False, echo=False
+    )
+
+    assert refused_by(tight, n=3) == "n"
+    assert refused_by(tight, "completions", prompt=["a", "b"]) == "prompt"
+    assert refused_by(tight, prompt_logprobs=1) == "prompt_logprobs"
+    assert refused_by(tight, ignore_eos=True) == "ignore_eos"
+    assert refused_by(tight, "completions", prompt="a", echo=True) == "echo"
+    assert refused_by(BOUNDS, min_tokens=-1) == "min_tokens"
+    assert refused_by(BOUNDS, prompt_logprobs=21) == "prompt_logprobs"
+
+
+def test_what_is_within_the_policy_passes():
+    assert chat(min_tokens=5, ignore_eos=True, prompt_logprobs=0).min_tokens == 5
+    tight = Bounds(ignore_eos=False, echo=False)
+    body = json.dumps({**CHAT, "ignore_eos": False, "echo": None}).encode()
+    assert parse(body, "chat", None, tight).min_tokens == 0
