@@ -88,7 +88,10 @@ class ControlPlane:
             await self._close()
             return 1
         core.link.handlers.update(
-            hello=self._on_hello, version=core.feed.on_version, counters=self._on_counters
+            hello=self._on_hello,
+            version=core.feed.on_version,
+            counters=self._on_counters,
+            read=core.reads.on_read,
         )
         core.link.on_parted = self._on_parted
         await core.link.serve(socket.socket(fileno=self._launch.link_fd))

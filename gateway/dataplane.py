@@ -37,6 +37,7 @@ from gateway.link.messages import Hello, Moves, Signals, Version
 from gateway.link.snapshot_file import read as read_snapshot_file
 from gateway.metering.desk import Desk
 from gateway.metering.incarnation import Incarnation
+from gateway.reads import ReadLane
 from gateway.routes import Routes
 from gateway.snapshot import Snapshot
 from gateway.telemetry.access import AccessLog, configure_logging
@@ -92,6 +93,9 @@ class DataPlane:
         self.tracer = (
             Tracer(settings.otlp_endpoint, __version__) if settings.otlp_endpoint else None
         )
+        self.link = LinkClient(
+            launch.link_path, self._hello, {"moves": self._on_moves, "signals": self._on_signals}
+        )
         self.inference = self._inference()
         self.server = Server(
             settings.wire,
@@ -99,9 +103,6 @@ class DataPlane:
             _refuse,
             self.wheel,
             trusted_networks(settings.trusted_proxies),
-        )
-        self.link = LinkClient(
-            launch.link_path, self._hello, {"moves": self._on_moves, "signals": self._on_signals}
         )
 
     # -- building ----------------------------------------------------------------------------
@@ -134,6 +135,7 @@ class DataPlane:
     def _routes(self) -> Routes:
         return Routes(
             inference=self.inference,
+            reads=ReadLane(self.link.ask),
             snapshot=self.snapshot,
             counters=self.counters,
             access=self.access,

@@ -55,7 +55,9 @@ def answer(error: Exception, request_id: str) -> Answer:
     """What the client gets for an error. Never raises."""
     known = translate(error, request_id)
     body = error_body(known.message, known.type, known.param, known.code)
-    return Answer(known.status, known.code or "", known.headers + retry_headers(known), body)
+    return Answer(
+        known.status, known.code or "", known.headers + retry_headers(known.retry_after_ms), body
+    )
 
 
 def translate(error: Exception, request_id: str) -> ContractError:
@@ -69,9 +71,8 @@ def translate(error: Exception, request_id: str) -> ContractError:
     return InternalError(request_id)
 
 
-def retry_headers(error: ContractError) -> tuple[tuple[bytes, bytes], ...]:
+def retry_headers(wait_ms: int | None) -> tuple[tuple[bytes, bytes], ...]:
     """Both spellings of when to try again; a wait above a minute says not to retry by itself."""
-    wait_ms = error.retry_after_ms
     if wait_ms is None:
         return ()
     headers = (

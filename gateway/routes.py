@@ -20,8 +20,9 @@ from gateway.contract.errors import (
     StoreAway,
     UnknownRoute,
 )
-from gateway.errors import Answer, answer
+from gateway.errors import Answer, answer, retry_headers
 from gateway.inference import Inference
+from gateway.reads import PATHS, ReadLane
 from gateway.snapshot import ModelDoc, Snapshot
 from gateway.telemetry.access import AccessLine, AccessLog
 from gateway.telemetry.counters import Counters
@@ -45,6 +46,7 @@ class Routes:
         self,
         *,
         inference: Inference,
+        reads: ReadLane,
         snapshot: Snapshot,
         counters: Counters,
         access: AccessLog | None,
@@ -56,6 +58,7 @@ class Routes:
         chance: Callable[[], float],
     ) -> None:
         self._inference = inference
+        self._reads = reads
         self._snapshot = snapshot
         self._counters = counters
         self._access = access
@@ -104,6 +107,8 @@ class Routes:
             self._models(call)
         elif request.path.startswith(MODELS + "/"):
             self._model(call, unquote(request.path[len(MODELS) + 1 :]))
+        elif request.path in PATHS:
+            await self._read(call)
         else:
             raise UnknownRoute(request.method, request.path)
 
@@ -120,6 +125,15 @@ class Routes:
         if model is None or not self._inference.may_use(principal, model):
             raise ModelNotFound(name)
         self._send(call, 200, _shown(model))
+
+    async def _read(self, call: Call) -> None:
+        """What only SQL knows, for the key's own eyes."""
+        request = call.request
+        principal = self._inference.authenticate(request)
+        found = await self._reads.read(principal, request.path, request.query)
+        call.status = found.status
+        headers = [JSON, *retry_headers(found.retry_after_ms), *id_headers(call.request_id)]
+        call.reply.send(found.status, headers, found.body)
 
     def _send(self, call: Call, status: int, body: object) -> None:
         call.status = status

@@ -36,6 +36,7 @@ SHELLS = (
     "gateway.link",
     "gateway.loader",
     "gateway.metering",
+    "gateway.reads",
     "gateway.routes",
     "gateway.settings",
     "gateway.sockets",

@@ -210,6 +210,30 @@ class LimitExceeded(ContractError):
         self.headers = headers
 
 
+class TooManyReads(ContractError):
+    """A key looks up too much at once. ``places``: look-ups of one key in flight."""
+
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+    retry_after_ms = 1000
+
+    def __init__(self, places: int) -> None:
+        super().__init__(f"More than {places} look-ups at once with one key. Please try again.")
+
+
+class GenerationNotFound(ContractError):
+    """No such request, or another key's: the same bytes."""
+
+    status = 404
+    type = INVALID_REQUEST
+    code = "generation_not_found"
+    param = "id"
+
+    def __init__(self) -> None:
+        super().__init__("There is no generation of this key with that id.")
+
+
 # -- our side's fault --------------------------------------------------------------------------
 
 

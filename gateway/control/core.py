@@ -22,8 +22,10 @@ from gateway.control.capabilities import probe_endpoint
 from gateway.control.diagnosis import Finding
 from gateway.control.examination import examine
 from gateway.control.feed import Feed
+from gateway.control.generations import Generations
 from gateway.control.metrics import render
 from gateway.control.probes import HEALTH_EVERY_S, UNHEALTHY_AFTER, Prober, targets_in
+from gateway.control.reads import Reads
 from gateway.control.totals import Totals
 from gateway.link.messages import Signals
 from gateway.link.server import LinkServer
@@ -82,6 +84,7 @@ class Core:
             context_from(self.feed.snapshot),
             known=lambda ids: known_ids(self.db, ids),
         )
+        self.reads = Reads({"/v1/generation": Generations(self.db, data_dir, self._ship).look})
         self.totals = Totals(data_dir / "counters", host_pid)
         self.prober = self._new_prober(HEALTH_EVERY_S)
         self.announcements: Announcements | None = None

@@ -2,7 +2,7 @@
 
 Data to control: ``hello`` (first), ``version`` (every 500 ms: what I hold), ``counters``.
 Control to data: ``moves`` (snapshot changes, or a full load), ``signals``.
-Questions with an answer (``ask``) carry their own kinds and bodies.
+A question with an answer: ``read``, a ``/v1`` path that needs SQL (``Read``, ``ReadAnswer``).
 """
 
 import msgspec
@@ -49,3 +49,24 @@ class Counters(msgspec.Struct, frozen=True):
     counters: dict[str, dict[str, float]]
     gauges: dict[str, dict[str, float]]
     histograms: dict[str, dict[str, list[float]]]
+
+
+class Read(msgspec.Struct, frozen=True):
+    """Asked by an authenticated key, and answered from what is its own. ``query``: first values."""
+
+    path: str
+    query: dict[str, str]
+    tenant_id: int
+    project_id: int
+    key_id: int
+
+
+class ReadAnswer(msgspec.Struct, frozen=True):
+    """``body`` is JSON: what was asked for, or an error in the contract's shape.
+
+    ``retry_after_ms``: said with a refusal that may be asked again; None = not said.
+    """
+
+    status: int
+    body: bytes
+    retry_after_ms: int | None = None

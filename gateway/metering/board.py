@@ -48,6 +48,7 @@ __all__ = [
     "SlotImage",
     "Torn",
     "decode_slot",
+    "find_slot",
     "free_slot",
     "read_board",
 ]
@@ -302,6 +303,27 @@ def read_board(path: Path) -> list[SlotImage | Torn]:
             if image is not None:
                 found.append(image)
     return found
+
+
+def find_slot(path: Path, request_id: str) -> SlotImage | None:
+    """The slot in use of one request; None when there is none, or no board. Reads the whole file.
+
+    ``request_id``: 32 hexadecimal digits.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    wanted = bytes.fromhex(request_id)
+    at = data.find(wanted, HEADER_BYTES)
+    while at >= 0:
+        index = (at - HEADER_BYTES) // SLOT_BYTES
+        base = HEADER_BYTES + index * SLOT_BYTES
+        image = decode_slot(data[base : base + SLOT_BYTES], index)
+        if isinstance(image, SlotImage) and image.request_id == request_id:
+            return image
+        at = data.find(wanted, at + 1)
+    return None
 
 
 def free_slot(path: Path, index: int) -> None:

@@ -71,6 +71,18 @@ async def known_ids(db: Database, request_ids: Sequence[str]) -> set[str]:
         return set(await _known_hashes(connection, request_ids))
 
 
+async def find_record(db: Database, request_id: str, key_id: int) -> dict[str, Any] | None:
+    """One record of that key, with its payload and the model's name; None for another key's."""
+    query = (
+        select(usage_records, models.c.name.label("model"))
+        .outerjoin(models, usage_records.c.model_id == models.c.id)
+        .where(usage_records.c.request_id == request_id, usage_records.c.key_id == key_id)
+    )
+    async with db.read() as connection:
+        row = (await connection.execute(query)).mappings().one_or_none()
+    return None if row is None else dict(row)
+
+
 async def read_records(
     db: Database, *, after_id: int = 0, limit: int = 1000, since_ms: int = 0
 ) -> tuple[list[dict[str, Any]], int | None]:

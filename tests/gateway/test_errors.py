@@ -37,6 +37,8 @@ EXAMPLES = {
     "RequestTimeout": contract.RequestTimeout(),
     "InvalidKey": contract.InvalidKey(),
     "KeyRevoked": contract.KeyRevoked(),
+    "TooManyReads": contract.TooManyReads(4),
+    "GenerationNotFound": contract.GenerationNotFound(),
     "ModelNotFound": contract.ModelNotFound("gpt-9"),
     "UnknownRoute": contract.UnknownRoute("GET", "/v2"),
     "MethodNotAllowed": MethodNotAllowed("GET", "POST"),
@@ -132,7 +134,9 @@ def test_only_what_may_change_says_when_to_try_again():
         if b"retry-after" in dict(answer(error, "").headers)
     }
 
-    assert told == {"LimitExceeded", "StoreAway", "NoCapacity", "EngineBusy", "Draining"}
+    assert told == {
+        "LimitExceeded", "TooManyReads", "StoreAway", "NoCapacity", "EngineBusy", "Draining",
+    }  # fmt: skip
 
 
 def test_method_not_allowed_names_the_methods():
