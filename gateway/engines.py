@@ -76,6 +76,17 @@ class Engines:
                 smallest = told
         return smallest
 
+    def template_of(self, model: ModelDoc, pool: Pool | None) -> int | None:
+        """What a template adds to a prompt at any of the pool's engines; None = one does not tell."""
+        most: int | None = None
+        for endpoint in pool.endpoints if pool is not None else ():
+            signals = self.signals.get(endpoint.id)
+            told = None if signals is None else signals.template_tokens.get(model.upstream)
+            if told is None:
+                return None
+            most = told if most is None else max(most, told)
+        return most
+
     def sync(self, snapshot: Snapshot) -> None:
         """Forget endpoints that are gone; requests on them finish on their own sockets."""
         live = {each.id for pool in snapshot.pools.values() for each in pool.endpoints}

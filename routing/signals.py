@@ -13,7 +13,8 @@ class EndpointSignals(msgspec.Struct, frozen=True, kw_only=True):
     """From outside. ``healthy``: None = never probed. Counts are None when the engine tells none.
 
     ``usage``: what the probe found the endpoint to report in streams (never "auto").
-    ``max_model_len``: model name at the engine -> tokens.
+    ``max_model_len``: model name at the engine -> tokens. ``template_tokens``: the same -> what its
+    template adds to a prompt beyond the prompt's bytes, at most.
     """
 
     endpoint_id: int
@@ -23,6 +24,7 @@ class EndpointSignals(msgspec.Struct, frozen=True, kw_only=True):
     kv_used_fraction: float | None = None
     usage: UsageMode | None = None
     max_model_len: dict[str, int] = msgspec.field(default_factory=dict)
+    template_tokens: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class EndpointLoad:

@@ -38,6 +38,17 @@ STREAM_OPTIONS: dict[UsageMode, dict[str, bool] | None] = {
     "final": {"include_usage": True},
     "none": None,
 }
+#: Asked in turn: what a conversation costs, and what two more messages add to it.
+TEMPLATE_QUESTIONS: tuple[list[dict[str, str]], ...] = (
+    [{"role": "user", "content": "x"}],
+    [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "x"},
+        {"role": "user", "content": "x"},
+    ],
+)
+#: The least JSON of a message: what its place in a template may cost and be covered by bytes.
+MESSAGE_JSON_BYTES = len(b'{"role":"user","content":""},')
 Operation = Literal["chat", "completions"]
 PATHS: dict[Operation, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 
@@ -228,6 +239,36 @@ async def ask_tokenize(caller: Caller, upstream: str) -> bool:
         return False
     document = _json(answer.body)
     return isinstance(document, dict) and isinstance(document.get("count"), int)
+
+
+async def ask_template(caller: Caller, upstream: str) -> int | None:
+    """Tokens that the model's template adds to a prompt, beyond those its bytes account for.
+
+    None where that is not to be had: no /tokenize, or a template that puts more around each message
+    than the JSON there is long, so that bytes bound nothing. Costs no tokens.
+    """
+    counts = []
+    for messages in TEMPLATE_QUESTIONS:
+        counted = await _count_of(caller, {"model": upstream, "messages": messages})
+        if counted is None:
+            break
+        counts.append(counted)
+    if not counts:
+        return await _count_of(caller, {"model": upstream, "prompt": "x"})
+    if len(counts) < len(TEMPLATE_QUESTIONS):
+        return None
+    one, three = counts
+    return one if three - one <= 2 * MESSAGE_JSON_BYTES else None
+
+
+async def _count_of(caller: Caller, question: dict[str, object]) -> int | None:
+    try:
+        answer = await caller.post("/tokenize", question, HEALTH_TIMEOUT_S)
+    except FetchFailed:
+        return None
+    document = _json(answer.body) if answer.status == 200 else None  # noqa: PLR2004 -- OK
+    found = document.get("count") if isinstance(document, dict) else None
+    return found if isinstance(found, int) and found > 0 else None
 
 
 async def ask_usage(caller: Caller, upstream: str) -> UsageFound:

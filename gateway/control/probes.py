@@ -20,6 +20,7 @@ from gateway.control.capabilities import (
     ask_health,
     ask_metrics,
     ask_models,
+    ask_template,
     ask_usage,
 )
 from gateway.link.messages import Signals
@@ -258,6 +259,12 @@ class Prober:
         watch.models_known = True
         known = {name: length for name, length in models.items() if length is not None}
         self._tell(watch, max_model_len=known)
+        if watch.target.endpoint.dialect != "openai":
+            asked = [
+                (each, await ask_template(watch.caller, each)) for each in watch.target.upstreams
+            ]
+            added = {name: tokens for name, tokens in asked if tokens is not None}
+            self._tell(watch, template_tokens=added)
         for upstream in watch.unasked():
             watch.usage[upstream] = None  # asked: what was sent is not sent twice
             found = await ask_usage(watch.caller, upstream)

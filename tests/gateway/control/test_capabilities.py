@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from gateway.control.capabilities import ProbeReport, UsageFound, probe_endpoint
+from gateway.control.capabilities import (
+    Caller,
+    ProbeReport,
+    UsageFound,
+    ask_template,
+    probe_endpoint,
+)
 from gateway.wire.fetch import fetch
 from tests.support.small_engine import SmallEngine, chunk, small_engine, sse, vllm_like
 from tests.support.topology import endpoint
@@ -206,3 +212,41 @@ async def test_odd_model_lists_break_nothing(body: bytes) -> None:
         engine.answers["/v1/models"] = (200, body)
         report = await report_of(engine, "m")
     assert report.models in ({}, {"m": None})
+
+
+def counting(chat: int, message: int) -> Callable[[Any], tuple[int, bytes]]:
+    """A /tokenize whose template costs so much a conversation and so much a message."""
+
+    def answer(body: Any) -> tuple[int, bytes]:
+        if "messages" in body:
+            return 200, b'{"count": %d}' % (chat + message * len(body["messages"]))
+        return 200, b'{"count": 2}'
+
+    return answer
+
+
+async def template_of(engine: SmallEngine) -> int | None:
+    return await ask_template(Caller(endpoint(1, url=engine.url), fetch, {}), "llama")
+
+
+async def test_a_templates_tokens_are_asked_of_the_engine() -> None:
+    async with small_engine() as engine:
+        engine.answers["/tokenize"] = counting(chat=30, message=5)
+        assert await template_of(engine) == 35
+
+
+async def test_a_template_longer_than_a_messages_json_bounds_nothing() -> None:
+    async with small_engine() as engine:
+        engine.answers["/tokenize"] = counting(chat=30, message=40)
+        assert await template_of(engine) is None
+
+
+async def test_a_model_without_a_template_costs_its_special_tokens() -> None:
+    def base(body: Any) -> tuple[int, bytes]:
+        return (200, b'{"count": 2}') if "prompt" in body else (400, b"{}")
+
+    async with small_engine() as engine:
+        engine.answers["/tokenize"] = base
+        assert await template_of(engine) == 2
+        engine.answers["/tokenize"] = (404, b"{}")
+        assert await template_of(engine) is None

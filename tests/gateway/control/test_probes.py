@@ -69,6 +69,7 @@ async def test_a_vllm_becomes_signals_that_are_published() -> None:
                 kv_used_fraction=0.5,
                 usage="continuous",
                 max_model_len={"llama": 4096},
+                template_tokens={"llama": 2},
             )
             await until(lambda: bench.told and bench.told[-1] == Signals((wanted,)))
             assert bench.prober.message() == Signals((wanted,))
