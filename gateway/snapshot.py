@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from quotas.limits import Limit
+from quotas.pricing import Price
 from routing.topology import Pool
 
 Kind = Literal["tenant", "project", "key", "model", "pool"]
@@ -57,15 +58,6 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     stream_s: float = 3600.0
 
 
-class PriceDoc(msgspec.Struct, frozen=True, kw_only=True):
-    """The price-book version in force: ``nano`` maps meter to nano-units per million tokens."""
-
-    id: int
-    version: int
-    currency: str
-    nano: dict[str, int]
-
-
 class ModelDoc(msgspec.Struct, frozen=True, kw_only=True):
     id: int
     name: str
@@ -74,7 +66,7 @@ class ModelDoc(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int | None = None
     max_output_tokens: int | None = None
     timeouts: Timeouts = Timeouts()
-    price: PriceDoc | None = None
+    price: Price | None = None
     created_s: int = 0
 
 

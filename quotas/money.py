@@ -65,6 +65,20 @@ def cost_nano(units: int, nano_per_million: int) -> int:
     >>> cost_nano(1, 500_000), cost_nano(3, 500_000)
     (0, 2)
     """
-    quotient, rest = divmod(units * nano_per_million, MILLION)
+    return divide(units * nano_per_million, MILLION)
+
+
+def divide(numerator: int, denominator: int) -> int:
+    """The quotient rounded half to even; ``denominator`` > 0. The one rounding of money.
+
+    >>> divide(1, 2), divide(3, 2), divide(-1, 2), divide(-3, 2)
+    (0, 2, 0, -2)
+    """
+    quotient, rest = divmod(numerator, denominator)
     twice = rest * 2
-    return quotient + (twice > MILLION or (twice == MILLION and quotient % 2))
+    return quotient + (twice > denominator or (twice == denominator and quotient % 2))
+
+
+def divide_up(numerator: int, denominator: int) -> int:
+    """The quotient rounded up: what is held is never less than what may be owed."""
+    return -(-numerator // denominator)

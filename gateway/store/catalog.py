@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.snapshot import PriceDoc
 from gateway.store.accounts import insert_row
 from gateway.store.schema import price_versions, prices
+from quotas.pricing import Price
 
 UNIT = "million_tokens"
 
 
-async def price_in_force(connection: AsyncConnection, model_id: int) -> PriceDoc | None:
+async def price_in_force(connection: AsyncConnection, model_id: int) -> Price | None:
     """The newest version of a model's price."""
     row = (
         (
@@ -34,7 +34,7 @@ async def price_in_force(connection: AsyncConnection, model_id: int) -> PriceDoc
     lines = await connection.execute(
         select(prices.c.meter, prices.c.nano).where(prices.c.price_version_id == row["id"])
     )
-    return PriceDoc(
+    return Price(
         id=row["id"],
         version=row["version"],
         currency=row["currency"],

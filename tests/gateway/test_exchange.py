@@ -3,8 +3,9 @@
 import pytest
 
 from gateway.exchange import TABLE, Event, Exchange, IllegalMove, State
-from gateway.snapshot import KeyDoc, ModelDoc, PriceDoc, Principal, ProjectDoc, TenantDoc
+from gateway.snapshot import KeyDoc, ModelDoc, Principal, ProjectDoc, TenantDoc
 from quotas.limits import Limit, charges_for
+from quotas.pricing import Price
 from routing.topology import Endpoint
 
 LIMITS = (
@@ -22,7 +23,7 @@ CHUNK = (
 
 def exchange() -> Exchange:
     key = KeyDoc(id=3, project_id=2, name="ci", path="acme/bot/ci", secrets=(), limits=LIMITS[2:])
-    price = PriceDoc(id=9, version=1, currency="USD", nano={"input": 1, "output": 1})
+    price = Price(id=9, version=1, currency="USD", nano={"input": 1, "output": 1})
     return Exchange(
         request_id="ab" * 16,
         principal=Principal(

@@ -1,13 +1,15 @@
 """Money is exact: parsing, printing and the one rounding."""
 
+import ast
 from decimal import ROUND_HALF_EVEN, Decimal
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quotas.errors import MoneyError
-from quotas.money import cost_nano, format_amount, parse_amount, parse_price
+from quotas.money import cost_nano, divide_up, format_amount, parse_amount, parse_price
 
 
 @pytest.mark.parametrize(
@@ -61,3 +63,41 @@ def test_cost_is_the_exact_product_rounded_half_to_even(units, price):
 
 def test_halves_go_to_the_even_neighbour():
     assert [cost_nano(units, 500_000) for units in (1, 3, 5, 7)] == [0, 2, 2, 4]
+
+
+@given(st.integers(-(10**18), 10**18), st.integers(1, 10**9))
+def test_what_is_held_is_never_less_than_what_may_be_owed(numerator, denominator):
+    held = divide_up(numerator, denominator)
+
+    assert (held - 1) * denominator < numerator <= held * denominator
+
+
+QUOTAS = Path(__file__).parents[2] / "quotas"
+#: Seconds that a socket waits, and tokens per byte that an estimator learns: neither is money.
+NOT_MONEY = {"ports.py", "estimate.py", "store/memory.py", "store/pipeline.py", "store/redis.py"}
+
+
+def floats_in(source: str) -> list[int]:
+    """Lines with a float: a literal, the name, or a division that makes one."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if (isinstance(node, ast.Constant) and isinstance(node.value, float))
+        or (isinstance(node, ast.Name) and node.id == "float")
+        or (isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Div))
+        or (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "round")
+        or (isinstance(node, ast.Attribute) and node.attr == "timestamp")
+    ]
+
+
+def test_no_float_comes_near_money():
+    for path in QUOTAS.rglob("*.py"):
+        if str(path.relative_to(QUOTAS)) not in NOT_MONEY:
+            assert floats_in(path.read_text()) == [], path
+
+
+@pytest.mark.parametrize(
+    "seeded", ["1.5", "a / b", "a /= b", "float(a)", "round(a)", "m.timestamp()"]
+)
+def test_the_search_for_floats_finds_each_kind(seeded):
+    assert floats_in(seeded) == [1]

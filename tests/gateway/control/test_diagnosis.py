@@ -4,12 +4,13 @@ import pytest
 
 from gateway.control.diagnosis import Finding, Measured, diagnose, never_admits
 from gateway.settings import Settings, WireSettings
-from gateway.snapshot import ModelDoc, Move, PriceDoc, Snapshot, TenantDoc, encode_doc
+from gateway.snapshot import ModelDoc, Move, Snapshot, TenantDoc, encode_doc
 from quotas.limits import Limit
+from quotas.pricing import Price
 from routing.signals import EndpointSignals
 from routing.topology import Endpoint, Pool
 
-PRICE = PriceDoc(id=1, version=1, currency="USD", nano={"input": 1})
+PRICE = Price(id=1, version=1, currency="USD", nano={"input": 1})
 
 
 def limit(dimension: str, capacity: int, per_minute: int) -> Limit:
@@ -17,7 +18,7 @@ def limit(dimension: str, capacity: int, per_minute: int) -> Limit:
     return Limit("t1", "tenant acme", dimension, algorithm, capacity, per_minute, 1)
 
 
-def snapshot(*limits: Limit, price: PriceDoc | None = PRICE, pool_id: int = 1) -> Snapshot:
+def snapshot(*limits: Limit, price: Price | None = PRICE, pool_id: int = 1) -> Snapshot:
     made = Snapshot()
     endpoint = Endpoint(id=7, pool_id=1, url="http://gpu:8000")
     docs = {

@@ -6,12 +6,12 @@ from gateway.snapshot import (
     KeyDoc,
     ModelDoc,
     Move,
-    PriceDoc,
     ProjectDoc,
     Snapshot,
     TenantDoc,
     encode_doc,
 )
+from quotas.pricing import Price
 from quotas.record import Outcome, Source
 from routing.topology import Endpoint, Pool
 from tests.support.lives import CONTEXT, LIMITS, RESERVED_TOKENS
@@ -110,7 +110,7 @@ def test_the_context_of_a_snapshot_follows_its_changes() -> None:
     assert context.limits_of(13) == ()
     assert context.endpoint_name(7) == ""
     assert context.meters_of(14, 15) != ()
-    price = PriceDoc(id=15, version=1, currency="EUR", nano={"input": 1, "output": 2})
+    price = Price(id=15, version=1, currency="EUR", nano={"input": 1, "output": 2})
     docs = [
         Move("tenant", 11, encode_doc(TenantDoc(id=11, name="acme", limits=LIMITS[:1]))),
         Move("project", 12, encode_doc(ProjectDoc(id=12, tenant_id=11, name="chat"))),

@@ -1,0 +1,151 @@
+"""One record becomes one charge: price, then throughput term, then contract, then grants, then who
+earns it. Everything it depends on is an argument; what it uses up (grants, a term's minute, a
+commitment) is state handed in and moved here, in the order of the ledger.
+
+    list (what the price says) -> payable (less what a term covers) -> charged (as the contract
+    says) -> paid from grants, or owed -> publishers' parts, the platform's
+
+Not here: rows and transactions (``gateway.store.books``).
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from quotas.contracts import MINUTE_MS, Contract, ThroughputTerm, overage, spill
+from quotas.entries import Entry, Posting, balanced
+from quotas.grants import Draw, Grant, draw
+from quotas.pricing import Line, Price, rate, total
+from quotas.record import UsageRecord
+from quotas.shares import Share, share_out
+
+FREE = "free"
+
+
+class Account(msgspec.Struct, kw_only=True):
+    """What a tenant's charges use up. Mutable.
+
+    ``grants``: in order. ``committed``: (contract id, period) -> nano charged within the
+    commitment. ``reserved``: (term id, minute) -> tokens used of it.
+    """
+
+    grants: list[Grant] = []
+    committed: dict[tuple[int, int], int] = {}
+    reserved: dict[tuple[int, int], int] = {}
+
+
+class Charged(msgspec.Struct, frozen=True, kw_only=True):
+    """``lines`` at the price; ``list_nano`` their sum; ``charged_nano`` what the tenant is charged.
+
+    ``covered_tokens`` came from the term, ``inside_nano`` counts toward the commitment.
+    """
+
+    lines: tuple[Line, ...]
+    list_nano: int
+    charged_nano: int
+    covered_tokens: int
+    inside_nano: int
+    draws: tuple[Draw, ...]
+    entry: Entry | None
+
+
+def charge(
+    record: UsageRecord,
+    price: Price | None,
+    contract: Contract | None,
+    term: ThroughputTerm | None,
+    account: Account,
+    shares: Sequence[Share],
+    period: int,
+    key: str = "",
+) -> Charged:
+    """Charge one record; moves ``account``. ``period``: the one it is booked in.
+
+    A record without a price, or without a contract, is free.
+    """
+    if price is None:
+        return Charged(
+            lines=(),
+            list_nano=0,
+            charged_nano=0,
+            covered_tokens=0,
+            inside_nano=0,
+            draws=(),
+            entry=None,
+        )
+    lines = rate(price, record.usage, record.operation, record.started_ms)
+    listed = payable = total(lines)
+    usage = record.usage
+    tokens = usage.get("prompt_tokens", 0) + usage.get("completion_tokens", 0)
+    covered = 0
+    if term is not None and term.holds(record.started_ms):
+        covered = _cover(term, tokens, record.started_ms, account)
+        payable = spill(payable, tokens, covered)
+    if contract is None or contract.kind == FREE:
+        payable = 0
+    inside = 0
+    if contract is not None and contract.kind == "commitment":
+        used = account.committed.get((contract.id, period), 0)
+        inside, above = overage(payable, contract.commitment_nano - used, contract.overage_ppm)
+        account.committed[contract.id, period] = used + inside
+        payable = inside + above
+        draws: tuple[Draw, ...] = ()
+        owed = payable
+    else:
+        draws, owed = draw(account.grants, payable, record.started_ms)
+    entry = None
+    if payable:
+        entry = Entry(
+            key=key or f"use:{record.request_id}",
+            kind="use",
+            tenant_id=record.tenant_id,
+            currency=price.currency,
+            occurred_ms=record.started_ms,
+            postings=_postings(draws, owed, tokens, shares),
+        )
+    return Charged(
+        lines=lines,
+        list_nano=listed,
+        charged_nano=payable,
+        covered_tokens=covered,
+        inside_nano=inside,
+        draws=draws,
+        entry=None if entry is None else balanced(entry),
+    )
+
+
+def _cover(term: ThroughputTerm, tokens: int, at_ms: int, account: Account) -> int:
+    """Tokens that the term's minute still has for this record."""
+    minute = at_ms // MINUTE_MS
+    used = account.reserved.get((term.id, minute), 0)
+    covered = min(tokens, max(0, term.tokens_per_minute - used))
+    account.reserved[term.id, minute] = used + covered
+    return covered
+
+
+def _postings(
+    draws: Sequence[Draw], owed: int, tokens: int, shares: Sequence[Share]
+) -> tuple[Posting, ...]:
+    """Who pays, then who earns. A promotion is nobody's sale: publishers share the rest."""
+    paid = sum(each.nano for each in draws if each.kind == "paid")
+    promoted = sum(each.nano for each in draws if each.kind == "promotional")
+    postings = []
+    if paid:
+        postings.append(Posting("customer_prepaid", paid))
+    if owed:
+        postings.append(Posting("receivable", owed))
+    if promoted:
+        postings.append(Posting("promotional", promoted))
+        postings.append(Posting("revenue", -promoted))
+    net = paid + owed
+    if not shares:
+        if net:
+            postings.append(Posting("revenue", -net))
+        return tuple(postings)
+    parts, platform = share_out(net, tokens, shares)
+    for share, part in zip(shares, parts, strict=True):
+        if part:
+            postings.append(Posting("publisher_payable", -part, share.publisher_id))
+    if platform:
+        postings.append(Posting("platform_fee", -platform))
+    return tuple(postings)
