@@ -55,21 +55,30 @@ class Forwarder:
         self._gaps = counters.histogram("tf_inter_chunk_gap_seconds")
 
     async def attempt(
-        self, call: Call, slot: Slot, endpoint: Endpoint, plan: Plan, headers: Headers
+        self,
+        call: Call,
+        slot: Slot,
+        endpoint: Endpoint,
+        plan: Plan,
+        headers: Headers,
+        *,
+        fresh: bool = False,
     ) -> Failed | Ended:
         """``Failed``: nothing of an answer went out, and the exchange awaits another attempt.
         ``Ended``: the answer went out, whole or cut; the exchange is committed.
+        ``fresh``: on a connection of its own, for one that was kept had died.
         """
         exchange = call.exchange
         assert exchange is not None
+        load = self._engines.loads.get(endpoint.id)
+        if load is None:
+            return Failed("connect")  # it left the pool since it was chosen
         engine = self._engines.get(endpoint)
-        load = self._engines.loads[endpoint.id]
         load.in_flight += 1
         try:
             try:
-                upstream = engine.pool.acquire() or await engine.pool.connect(
-                    exchange.model.timeouts.connect_s
-                )
+                kept = None if fresh else engine.pool.acquire()
+                upstream = kept or await engine.pool.connect(exchange.model.timeouts.connect_s)
             except ConnectFailed as failure:
                 return Failed("connect_timeout" if failure.timeout else "connect")
             if call.stopped is not None:

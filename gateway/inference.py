@@ -244,6 +244,7 @@ class Inference:
         free_retries = 0
         last: Failed | None = None
         again: Endpoint | None = None
+        fresh = False
         while True:
             if call.reply.gone:
                 call.stop("client_abort")
@@ -256,16 +257,18 @@ class Inference:
                 if last is not None:
                     return self._give_up(exchange, last)
                 return self._end(exchange, "engine_error", NoCapacity(nobody.retry_after_s))
-            outcome = await self._forwarder.attempt(call, slot, endpoint, intent, headers)
+            outcome = await self._forwarder.attempt(
+                call, slot, endpoint, intent, headers, fresh=fresh
+            )
             if isinstance(outcome, Ended):
                 self._judge(endpoint, outcome)
                 return self._after_commit(call, exchange, outcome)
-            again = None
+            again, fresh = None, False
             if call.stopping() is not None:
                 continue  # it failed because we stopped it
             if free_retries < FREE_RETRIES_MAX and self._teaches(call, endpoint, outcome):
                 free_retries += 1
-                again = endpoint
+                again, fresh = endpoint, outcome.reused
                 continue
             self._judge(endpoint, outcome)
             last = outcome

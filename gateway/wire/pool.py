@@ -40,11 +40,11 @@ class Pool:
         return len(self._idle)
 
     def acquire(self) -> Upstream | None:
-        """An idle connection that still lives, or None."""
+        """An idle connection that still lives and has nothing to say unasked, or None."""
         oldest_s = self._loop.time() - self._idle_s
         while self._idle:
             upstream = self._idle.pop()
-            if upstream.reusable and upstream.idle_since_s > oldest_s:
+            if upstream.reusable and upstream.idle_since_s > oldest_s and upstream.quiet():
                 return upstream
             upstream.abort()
         return None

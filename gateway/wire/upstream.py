@@ -5,14 +5,26 @@ client never sees them. Closing it is how an engine learns that nobody waits. Pa
 """
 
 import asyncio
+import logging
+import select
 from asyncio import Transport
 from typing import Protocol, cast
 
 import msgspec
-from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+from httptools import (
+    HttpParserCallbackError,
+    HttpParserError,
+    HttpParserUpgrade,
+    HttpResponseParser,
+)
 
+#: Of a head, its interim answers included; and of what stands beside the body: extensions, trailers.
 HEAD_BYTES_MAX = 65_536
+#: What a piece of body may bring with it: the lines of its chunk.
+CHUNK_LINES_BYTES = 32
 STATUS_MIN, STATUS_MAX = 100, 599
+VERSIONS = ("1.1", "1.0")
+log = logging.getLogger("gateway.wire.upstream")
 
 
 class UpstreamCut(msgspec.Struct, frozen=True):
@@ -47,14 +59,16 @@ class Upstream(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._parser: HttpResponseParser | None = None
         self._any_byte = False
-        self._head_bytes = 0
         self._head_done = False
         self._headers: list[tuple[bytes, bytes]] = []
-        self._framed = False
+        self._framed = False  # the head says where the body ends
+        self._chunked = False
         self._complete = False
         self._keep = False
         self._beyond = False  # bytes came after the response's end
         self._header_bytes = 0  # names and values, interim answers' too
+        self._beside = 0  # bytes that were no body, less what chunks may bring
+        self._poll: select.poll | None = None
         self._refused = ""  # why this response is not to be had
         self._closes = False  # HTTP/1.0, or it said that it closes
 
@@ -62,13 +76,26 @@ class Upstream(asyncio.Protocol):
     def reusable(self) -> bool:
         return self.alive and self._receiver is None and not self.transport.is_closing()
 
+    def quiet(self) -> bool:
+        """Nothing waits in the socket, unread by the loop: no byte that nobody asked for, no end.
+
+        The loop reads only between two turns of ours; without this look, bytes sent ahead would be
+        taken for the answer to the next request.
+        """
+        if self._poll is None:
+            sock = self.transport.get_extra_info("socket")
+            self._poll = select.poll()
+            self._poll.register(sock.fileno(), select.POLLIN)
+        return not self._poll.poll(0)
+
     def send(self, head: bytes, body: bytes, receiver: Receiver) -> None:
         """Begin a request; the receiver hears of its response from now on."""
         self._receiver = receiver
         self._parser = HttpResponseParser(self)
-        self._any_byte = self._head_done = self._framed = self._complete = False
+        self._any_byte = self._head_done = self._complete = False
+        self._framed = self._chunked = False
         self._keep = self._beyond = self._closes = False
-        self._head_bytes = self._header_bytes = 0
+        self._header_bytes = self._beside = 0
         self._refused = ""
         self._headers = []
         if not self.alive:
@@ -100,10 +127,13 @@ class Upstream(asyncio.Protocol):
             self.abort()  # nobody asked: this socket is not trusted with a request
             return
         self._any_byte = True
-        if not self._head_done:
-            self._head_bytes += len(data)
+        self._beside += len(data)
         try:
             self._parser.feed_data(data)
+        except HttpParserCallbackError:  # a receiver's bug is no engine's fault: it is told
+            log.exception("a receiver failed")
+            self._cut("our own receiver failed")
+            return
         except (HttpParserError, HttpParserUpgrade):
             # Bytes beyond a response that had ended: it is whole, the socket is not trusted.
             if self._complete:
@@ -116,8 +146,10 @@ class Upstream(asyncio.Protocol):
             self._cut(self._refused)
         elif self._complete:
             self._finish()
-        elif not self._head_done and self._head_bytes > HEAD_BYTES_MAX:
-            self._cut("the response head is too large")
+        elif self._beside > HEAD_BYTES_MAX:
+            self._cut("the response has too much beside its body")
+        elif self._beside < 0:
+            self._beside = 0
 
     def eof_received(self) -> bool:
         return False
@@ -138,17 +170,17 @@ class Upstream(asyncio.Protocol):
             self._beyond = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._beyond:
-            return
+        if self._beyond or self._head_done:
+            return  # a trailer: it comes too late to mean anything
         name = name.lower()
         self._headers.append((name, value))
         self._header_bytes += len(name) + len(value) + 4
         if name == b"content-length":
             self._framed = True
         elif name == b"transfer-encoding":
-            self._framed = True
-            if value.lower() != b"chunked":
+            if self._chunked or value.lower() != b"chunked":
                 self._refused = "the response has a transfer coding that nobody asked for"
+            self._framed = self._chunked = True
         elif name == b"content-encoding" and value.lower() != b"identity":
             self._refused = "the response is compressed, which nobody asked for"
         elif name == b"connection" and b"close" in value.lower():
@@ -163,18 +195,21 @@ class Upstream(asyncio.Protocol):
         if self._refused:
             return
         status = self._parser.get_status_code()
-        if not STATUS_MIN <= status <= STATUS_MAX:
-            self._refused = "the response has no status of HTTP"
+        version = self._parser.get_http_version()
+        if not STATUS_MIN <= status <= STATUS_MAX or version not in VERSIONS:
+            self._refused = "the response has no status of HTTP/1"
             return
         if status < 200:  # noqa: PLR2004 -- an interim answer is skipped; the final one follows
             self._headers = []
+            self._framed = self._chunked = self._closes = False
             return
-        self._closes = self._closes or self._parser.get_http_version() == "1.0"
+        self._closes = self._closes or version == "1.0"
         self._head_done = True
         if self._receiver is not None:
             self._receiver.on_head(status, self._headers)
 
     def on_body(self, data: bytes) -> None:
+        self._beside -= len(data) + CHUNK_LINES_BYTES
         if self._receiver is not None and not self._beyond and not self._refused:
             self._receiver.on_body(data)
 

@@ -1,14 +1,17 @@
 """Only what an address says is dialled: verified, in time, and past the policy of its IP."""
 
 import asyncio
+import os
 import shutil
 import ssl
 import subprocess
+import threading
 
 import pytest
 
 from gateway.wire.dial import ConnectFailed, dial, parse_endpoint
 from gateway.wire.fetch import FetchFailed, fetch
+from gateway.wire.pool import Pool
 from tests.support.engine import serving
 
 
@@ -16,6 +19,26 @@ async def say_ok(reader, writer):
     while True:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nright")
+
+
+class Told:
+    """A receiver that remembers."""
+
+    def __init__(self):
+        self.body = b""
+        self.over = asyncio.Event()
+
+    def on_head(self, status, headers):
+        pass
+
+    def on_body(self, data):
+        self.body += data
+
+    def on_end(self):
+        self.over.set()
+
+    def on_cut(self, failure):
+        self.over.set()
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +73,66 @@ async def test_tls_with_its_authority_is_verified_and_answers(tls_engine, certif
     fetched = await fetch(tls_engine, "GET", "/", ca_file=certificate[0])
 
     assert (fetched.status, fetched.body) == (200, b"right")
+
+
+async def test_tls_connections_are_kept_and_used_again(tls_engine, certificate):
+    pool = Pool(tls_engine, ca_file=certificate[0])
+    upstream = await pool.connect(2)
+    for _ in range(3):
+        told = Told()
+        upstream.send(pool.request_head(b"GET", b"/", (), 0), b"", told)
+        await asyncio.wait_for(told.over.wait(), 3)
+        assert told.body == b"right"
+        pool.give_back(upstream)
+        assert pool.acquire() is upstream
+    upstream.abort()
+    pool.close()
+
+
+async def test_server_name_is_told_and_only_http_1_is_offered(certificate, monkeypatch):
+    """The name is ours to resolve here; what is told in the handshake is the endpoint's."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    told = []
+    context.sni_callback = lambda _, name, __: told.append(name)
+    loop = asyncio.get_running_loop()
+    resolve = loop.getaddrinfo
+
+    def at_home(host, port, **options):
+        return resolve("127.0.0.1" if host == "engine.test" else host, port, **options)
+
+    monkeypatch.setattr(loop, "getaddrinfo", at_home)
+    async with serving(say_ok, ssl=context) as plain:
+        address = parse_endpoint(f"https://engine.test:{plain.port}")
+        protocol = await dial(address, Kept, connect_timeout_s=2, ca_file=certificate[0])
+        chosen = protocol.transport.get_extra_info("ssl_object").selected_alpn_protocol()
+        protocol.transport.abort()
+        await protocol.lost.wait()
+
+    assert told == ["engine.test"]
+    assert chosen == "http/1.1"
+
+
+async def test_roots_are_read_once_off_the_loop_and_again_when_the_file_changes(
+    tls_engine, certificate, tmp_path, monkeypatch
+):
+    read = []
+    make = ssl.create_default_context
+
+    def noted(cafile=None):
+        read.append(threading.current_thread() is threading.main_thread())
+        return make(cafile=cafile)
+
+    monkeypatch.setattr(ssl, "create_default_context", noted)
+    roots = tmp_path / "roots.pem"
+    shutil.copy(certificate[0], roots)
+    for _ in range(3):
+        await fetch(tls_engine, "GET", "/", ca_file=str(roots))
+    os.utime(roots, ns=(1, 1))
+    await fetch(tls_engine, "GET", "/", ca_file=str(roots))
+
+    assert read == [False, False]
 
 
 async def test_tls_without_its_authority_is_refused(tls_engine):

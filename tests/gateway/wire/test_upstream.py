@@ -8,6 +8,8 @@ from gateway.wire.dial import ConnectFailed, dial, parse_endpoint
 from gateway.wire.fetch import FetchFailed, fetch
 from gateway.wire.pool import Pool
 from gateway.wire.upstream import Upstream
+from tests.support.engine import serving
+from tests.support.until import until
 
 GOOD = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nright"
 
@@ -44,6 +46,7 @@ class Engine:
 
     async def serve(self, reader, writer):
         self.connections += 1
+        self.writer = writer
         try:
             while True:
                 await reader.readuntil(b"\r\n\r\n")
@@ -52,25 +55,23 @@ class Engine:
                 await writer.drain()
                 if close:
                     break
-        except (asyncio.IncompleteReadError, ConnectionError, IndexError):
+        except (asyncio.IncompleteReadError, IndexError):
             pass
-        finally:
-            writer.close()
+        writer.close()
+        await writer.wait_closed()
 
 
 @pytest.fixture
 async def engine():
     made = Engine()
-    server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
-    made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    yield made
-    server.close()
-    await asyncio.sleep(0.01)
+    async with serving(made.serve) as address:
+        made.address = address
+        yield made
 
 
 @pytest.fixture
 async def pool(engine):
-    made = Pool(parse_endpoint(engine.url))
+    made = Pool(engine.address)
     yield made
     made.close()
 
@@ -115,6 +116,22 @@ CUTS = {
     "TLS": b"\x15\x03\x01\x00\x02\x02\x28",
     "folded header": b"HTTP/1.1 200 OK\r\nx: a\r\n b\r\ncontent-length: 9\r\n\r\nright",
     "negative length": b"HTTP/1.1 200 OK\r\ncontent-length: -5\r\n\r\nright",
+    "another version": b"HTTP/2.0 200 OK\r\ncontent-length: 5\r\n\r\nright",
+    "chunked twice": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n"
+    b"transfer-encoding: chunked\r\n\r\n5\r\nright\r\n0\r\n\r\n",
+    "gzip": b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 5\r\n\r\nright",
+    "list of lengths": b"HTTP/1.1 200 OK\r\ncontent-length: 5, 5\r\n\r\nright",
+    "upgrade": b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nright",
+    "interim answers without end": b"HTTP/1.1 103 Hints\r\nlink: a\r\n\r\n" * 9000,
+    "megabytes of trailers": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    b"5\r\nright\r\n0\r\n" + b"x: yyyyyyyyyyyyyyyyyyyy\r\n" * 200_000 + b"\r\n",
+    "one giant trailer": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    b"5\r\nright\r\n0\r\nx: " + b"y" * 4_000_000 + b"\r\n\r\n",
+    "giant chunk extension": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    b"5;x=" + b"y" * 500_000 + b"\r\nright\r\n0\r\n\r\n",
+    "many chunk extensions": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    + (b"1;x=" + b"y" * 1000 + b"\r\nr\r\n") * 500
+    + b"0\r\n\r\n",
     "NUL in the head": b"HTTP/1.1 200 OK\r\nx: \0\r\ncontent-length: 5\r\n\r\nright",
 }
 
@@ -155,14 +172,53 @@ async def test_bytes_before_a_request_close_the_socket(engine, pool):
         await reader.read()
         writer.close()
 
-    server = await asyncio.start_server(eager, "127.0.0.1", 0)
-    address = parse_endpoint(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-    upstream = await dial(address, Upstream, connect_timeout_s=1)
-    await asyncio.sleep(0.05)
+    async with serving(eager) as address:
+        upstream = await dial(address, Upstream, connect_timeout_s=1)
+        await until(lambda: not upstream.reusable)
 
-    assert not upstream.reusable
-    server.close()
-    await asyncio.sleep(0.01)
+
+async def test_bytes_sent_ahead_are_not_taken_for_the_next_answer(engine, pool):
+    """They wait in the socket: the loop has had no turn to read them."""
+    engine.scripts = [(GOOD, False), (GOOD, False)]
+    poison = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison"
+
+    await ask(pool)
+    engine.writer.write(poison)  # at once: the kernel has them now, and the loop does not
+
+    assert pool.acquire() is None
+    assert (await ask(pool)).body == b"right"
+    assert engine.connections == 2
+
+
+async def test_trailers_mean_nothing(engine, pool):
+    chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5;a=b\r\nright\r\n0\r\n"
+    engine.scripts = [(chunked + b"content-encoding: gzip\r\n\r\n", False)]
+
+    told = await ask(pool)
+    assert (told.body, told.cut) == (b"right", None)
+
+
+async def test_a_long_stream_of_small_chunks_is_no_excess(engine, pool):
+    chunks = b"1\r\nx\r\n" * 50_000
+    engine.scripts = [
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n", False)
+    ]
+
+    assert (await ask(pool)).body == b"x" * 50_000
+
+
+async def test_a_receivers_bug_is_told_and_ends_its_response(engine, pool, caplog):
+    class Broken(Told):
+        def on_body(self, data):
+            raise LookupError("ours")
+
+    engine.scripts = [(GOOD, False)]
+    upstream, told = await pool.connect(1), Broken()
+    upstream.send(pool.request_head(b"GET", b"/x", (), 0), b"", told)
+    await asyncio.wait_for(told.over.wait(), 3)
+
+    assert told.cut is not None
+    assert "a receiver failed" in caplog.text
 
 
 async def test_kept_socket_that_died_says_it_was_reused(engine, pool):
@@ -184,7 +240,7 @@ async def test_close_ends_a_body_without_a_length(engine, pool):
 
 
 async def test_idle_connection_is_not_used_beyond_its_time(engine):
-    pool = Pool(parse_endpoint(engine.url), idle_s=0.05)
+    pool = Pool(engine.address, idle_s=0.05)
     engine.scripts = [(GOOD, False), (GOOD, False)]
     await ask(pool)
     await asyncio.sleep(0.12)
@@ -204,7 +260,7 @@ async def test_refused_connection_says_so():
 
 async def test_fetch_gives_the_whole_answer_or_fails(engine):
     engine.scripts = [(GOOD, False), (CUTS["cut chunk"], True)]
-    address = parse_endpoint(engine.url)
+    address = engine.address
 
     assert (await fetch(address, "GET", "/x")).body == b"right"
     with pytest.raises(FetchFailed):
@@ -216,14 +272,12 @@ async def test_fetch_gives_up_in_time_and_at_its_bound(engine):
         await reader.read()
         writer.close()
 
-    server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    address = parse_endpoint(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-    with pytest.raises(FetchFailed):
-        await fetch(address, "GET", "/x", timeout_s=0.1)
-    server.close()
+    async with serving(silent) as address:
+        with pytest.raises(FetchFailed):
+            await fetch(address, "GET", "/x", timeout_s=0.1)
     engine.scripts = [(GOOD, False)]
     with pytest.raises(FetchFailed):
-        await fetch(parse_endpoint(engine.url), "GET", "/x", max_bytes=3)
+        await fetch(engine.address, "GET", "/x", max_bytes=3)
 
 
 def test_request_head_holds_only_what_engines_may_know(engine_free_pool):
