@@ -91,6 +91,17 @@ class BadRequestHead(ContractError):
         self.reason = reason
 
 
+class ExpectationFailed(ContractError):
+    """``Expect`` asks for something else than ``100-continue``."""
+
+    status = 417
+    type = INVALID_REQUEST
+    code = "expectation_failed"
+
+    def __init__(self) -> None:
+        super().__init__("Only 'Expect: 100-continue' can be met.")
+
+
 class RequestTimeout(ContractError):
     """The head or the body did not come in time."""
 

@@ -7,18 +7,29 @@ spaces before colons); the parsed head after it. Sources: RFC 9112 sections 2.2,
 
 import re
 
-from gateway.contract.errors import BadRequestHead, HeadTooLarge, UriTooLong
+from gateway.contract.errors import (
+    BadRequestHead,
+    ExpectationFailed,
+    HeadTooLarge,
+    UriTooLong,
+)
 from gateway.settings import WireSettings
 
 METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) (\S+) HTTP/1\.([01])\Z")
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([\x21-\x7e]+) HTTP/1\.([01])\Z")
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._\-]+)(?::[0-9]{1,5})?\Z")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 #: A model's name may hold a slash, which official clients encode; here alone it is no trick.
 MODELS = b"/v1/models/"
 _ENCODED_SLASH = re.compile(rb"(?i)%2f")
-_PATH_TRICKS = re.compile(rb"(?i)//|/\.\.?(?:/|\Z)|%2e|%2f|%5c|%00|\\|#")
+#: Dots also before a parameter (``/..;x/``); an escaped dot, slash, backslash, percent (an escape
+#: inside an escape) or control; a high byte (overlong UTF-8); what is no escape at all (``%zz``).
+_PATH_TRICKS = re.compile(
+    rb"(?i)//|/\.\.?(?:[/;]|\Z)|\\|#|%(?:2[5ef]|5c|[01]|7f|c[01]|f[5-9a-f]|(?![0-9a-f]{2}))"
+)
+#: No sign, no list, no leading zero (octal to some): one number that every reader reads alike.
+_LENGTH = re.compile(rb"(?:0|[1-9][0-9]{0,14})\Z")
 
 
 class Head:
@@ -62,7 +73,7 @@ def read_head(data: bytes, settings: WireSettings) -> Head:
     path = target.split(b"?")[0]
     if path.startswith(MODELS):
         path = _ENCODED_SLASH.sub(b"", path)
-    if target[:1] != b"/" or _CONTROL.search(target) or _PATH_TRICKS.search(path):
+    if target[:1] != b"/" or _PATH_TRICKS.search(path):
         raise BadRequestHead("the request target is not a plain path")
     if len(lines) - 1 > settings.headers_max:
         raise HeadTooLarge
@@ -85,7 +96,8 @@ def _judge(method: str, target: bytes, headers: list[tuple[bytes, bytes]], *, ht
     lengths: list[bytes] = []
     codings: list[bytes] = []
     connection: list[bytes] = []
-    expect = b""
+    expects: list[bytes] = []
+    credentials = 0
     for name, value in headers:
         if name == b"host":
             hosts.append(value)
@@ -96,17 +108,21 @@ def _judge(method: str, target: bytes, headers: list[tuple[bytes, bytes]], *, ht
         elif name == b"connection":
             connection += [token.strip().lower() for token in value.split(b",")]
         elif name == b"expect":
-            expect = value.lower()
+            expects.append(value.lower())
+        elif name == b"authorization":
+            credentials += 1
     if len(hosts) != 1 or not _HOST.match(hosts[0]):
         raise BadRequestHead("exactly one valid Host is required")
     if lengths and codings:
         raise BadRequestHead("Content-Length and Transfer-Encoding together")
-    if len(lengths) > 1 or (lengths and not (lengths[0].isdigit() and len(lengths[0]) <= 15)):  # noqa: PLR2004
+    if len(lengths) > 1 or (lengths and not _LENGTH.match(lengths[0])):
         raise BadRequestHead("Content-Length is not one number")
     if codings and (len(codings) > 1 or codings[0].lower() != b"chunked" or http10):
         raise BadRequestHead("Transfer-Encoding other than a single chunked")
-    if expect not in (b"", b"100-continue"):
-        raise BadRequestHead("Expect other than 100-continue")
+    if credentials > 1:
+        raise BadRequestHead("Authorization is there twice")
+    if expects and expects != [b"100-continue"]:
+        raise ExpectationFailed
     keep = b"keep-alive" in connection if http10 else b"close" not in connection
     return Head(
         method,
@@ -115,5 +131,5 @@ def _judge(method: str, target: bytes, headers: list[tuple[bytes, bytes]], *, ht
         http10=http10,
         length=None if codings else int(lengths[0]) if lengths else 0,
         close=not keep or http10,
-        expects_continue=expect != b"" and not http10,
+        expects_continue=bool(expects) and not http10,
     )

@@ -34,6 +34,7 @@ EXAMPLES = {
     "HeadTooLarge": contract.HeadTooLarge(),
     "UriTooLong": contract.UriTooLong(),
     "BadRequestHead": contract.BadRequestHead("two Host headers"),
+    "ExpectationFailed": contract.ExpectationFailed(),
     "RequestTimeout": contract.RequestTimeout(),
     "InvalidKey": contract.InvalidKey(),
     "KeyRevoked": contract.KeyRevoked(),

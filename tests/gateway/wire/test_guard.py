@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.contract.errors import BadRequestHead, ContractError, HeadTooLarge, UriTooLong
+from gateway.contract.errors import (
+    BadRequestHead,
+    ContractError,
+    ExpectationFailed,
+    HeadTooLarge,
+    UriTooLong,
+)
 from gateway.settings import WireSettings
 from gateway.wire.guard import read_head
 
@@ -85,7 +91,14 @@ MALFORMED = {
     "backslash": b"GET /a\\b HTTP/1.1\r\nHost: a\r\n\r\n",
     "escaped backslash": b"GET /a%5cb HTTP/1.1\r\nHost: a\r\n\r\n",
     "escaped NUL": b"GET /a%00 HTTP/1.1\r\nHost: a\r\n\r\n",
-    "other expectation": POST + b"Expect: 200-ok\r\n\r\n",
+    "length with a leading zero": POST + b"Content-Length: 03\r\n\r\n",
+    "two credentials": POST + b"Authorization: a\r\nAuthorization: a\r\n\r\n",
+    "dot dot with a parameter": b"GET /a/..;x/b HTTP/1.1\r\nHost: a\r\n\r\n",
+    "escape inside an escape": b"GET /a%252fb HTTP/1.1\r\nHost: a\r\n\r\n",
+    "escape that is none": b"GET /a%zz HTTP/1.1\r\nHost: a\r\n\r\n",
+    "escape cut short": b"GET /a%2 HTTP/1.1\r\nHost: a\r\n\r\n",
+    "escaped line end": b"GET /a%0A HTTP/1.1\r\nHost: a\r\n\r\n",
+    "high byte in the target": b"GET /\xe9 HTTP/1.1\r\nHost: a\r\n\r\n",
 }
 
 
@@ -115,6 +128,20 @@ def test_an_offer_of_h2c_is_ignored() -> None:
     )
     assert head.length == 2
     assert not head.close
+
+
+@pytest.mark.parametrize(
+    "value", [b"200-ok", b"100-continue, x", b"", b"100-continue\r\nExpect: x"]
+)
+def test_an_expectation_that_cannot_be_met_says_so(value: bytes) -> None:
+    with pytest.raises(ExpectationFailed):
+        read_head(POST + b"Expect: " + value + b"\r\n\r\n", SETTINGS)
+
+
+@pytest.mark.parametrize("target", [b"/a?b=/../%zz", b"/a;b=c", b"/v1/models/m%2Fl", b"/caf%C3%A9"])
+def test_a_plain_target_stays_as_it_is(target: bytes) -> None:
+    head = read_head(b"GET " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n", SETTINGS)
+    assert head.target == target
 
 
 def test_http10_and_connection_close_end_the_connection() -> None:

@@ -170,7 +170,6 @@ MALFORMED = {
     "double slash": b"GET //v1/models HTTP/1.1\r\nhost: a\r\n\r\n",
     "backslash": b"GET /v1\\models HTTP/1.1\r\nhost: a\r\n\r\n",
     "fragment": b"GET /v1#x HTTP/1.1\r\nhost: a\r\n\r\n",
-    "odd expect": H + b"host: a\r\nexpect: magic\r\n\r\n",
     "TLS hello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
 }
 
@@ -222,10 +221,11 @@ async def test_second_request_hidden_in_a_refused_one_is_never_handled(door):
         (H + b"host: a\r\nx: " + b"y" * 40_000, b"431"),
         (H + b"host: a\r\ncontent-length: 9000000\r\n\r\n", b"413"),
         (H + b"host: a\r\ntransfer-encoding: chunked\r\n\r\n900000\r\n", b"413"),
+        (H + b"host: a\r\nexpect: magic\r\n\r\n", b"417"),
     ],
-    ids=["target", "headers", "head", "body", "chunked body"],
+    ids=["target", "headers", "head", "body", "chunked body", "expectation"],
 )
-async def test_what_is_too_large_says_so(door, data, status):
+async def test_what_is_too_large_or_too_much_to_ask_says_so(door, data, status):
     said = await door.say(data)
 
     assert said.startswith(b"HTTP/1.1 " + status)
