@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from quotas.money import MILLION, divide
-from quotas.periods import bounds_ms
+from quotas.months import bounds_ms
 
 ContractKind = Literal["free", "payg", "prepaid", "commitment"]
 Overflow = Literal["reject", "spill"]

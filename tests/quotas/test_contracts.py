@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quotas.contracts import HOUR_MS, ThroughputTerm, overage, report, shortfall, spill
-from quotas.periods import bounds_ms
+from quotas.months import bounds_ms
 
 NOVEMBER, _ = bounds_ms(202611)
 

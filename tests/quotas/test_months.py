@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quotas.periods import (
+from quotas.months import (
     bounds_ms,
     format_period,
     next_period,
