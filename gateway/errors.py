@@ -28,18 +28,26 @@ from routing.errors import NoEndpoint
 #: The caller's clients wait up to this long when told so; above it they are told not to retry.
 RETRY_SOON_MS = 60_000
 MESSAGE_CHARS_MAX = 2000
+#: Engine text beyond this is not even looked at.
+SCRUBBED_CHARS_MAX = 8000
 
 CONTEXT = re.compile(
     r"maximum context length|maximum model length|context window|exceeds? the (?:model'?s )?context",
     re.IGNORECASE,
 )
 #: vLLM names every model it serves: "Valid aliases: a, b.".
-ALIASES = re.compile(r"\s*Valid aliases:[^\n]*", re.IGNORECASE)
-URL = re.compile(r"https?://\S+")
+ALIASES = re.compile(r"(?<!\s)\s*Valid aliases:[^\n]*", re.IGNORECASE)
+TRACEBACK = re.compile(r"Traceback \(most recent call last\).*", re.DOTALL)
+URL = re.compile(r"\b[a-z][a-z0-9+]{1,15}://\S+")
+#: An IPv4 address, or a name with a port.
+ADDRESS = re.compile(
+    r"(?<![\w.-])(?:\d{1,3}(?:\.\d{1,3}){3}(?::\d{1,5})?|(?:[\w-]+(?:\.[\w-]+)+|localhost):\d{2,5})(?![\w-])"
+)
 #: Two or more path parts, on the engine's disk; the API's own paths may be named.
 PATH = re.compile(r"(?<![\w./-])(?!/v\d+/)~?(?:/[\w.@+~-]+){2,}/?")
 #: pydantic's location of a field, as FastAPI writes it.
 BODY_PREFIX = "body."
+CODE = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -111,11 +119,11 @@ def normalise_engine_error(
 
 def scrub(text: str, upstream_model: str, public_model: str) -> str:
     """Engine text that a caller may read: public names, no paths, no addresses, no aliases."""
-    text = ALIASES.sub("", text)
+    text = ALIASES.sub("", TRACEBACK.sub("", text[:SCRUBBED_CHARS_MAX]))
     if upstream_model and upstream_model != public_model:
         whole = rf"(?<![\w/-]){re.escape(upstream_model)}(?![\w/-])"
         text = re.sub(whole, lambda _: public_model, text)
-    text = PATH.sub("[path]", URL.sub("[url]", text))
+    text = ADDRESS.sub("[address]", PATH.sub("[path]", URL.sub("[url]", text)))
     return text.strip()[:MESSAGE_CHARS_MAX]
 
 
@@ -136,8 +144,15 @@ def _said(body: bytes) -> tuple[str, str | None, str | None]:
     return (
         message if isinstance(message, str) else "",
         _clean_param(param) if isinstance(param, str) else None,
-        str(code) if isinstance(code, (str, int)) and not isinstance(code, bool) else None,
+        _clean_code(code),
     )
+
+
+def _clean_code(code: object) -> str | None:
+    """An int as a string; what is no short word is not told."""
+    if isinstance(code, bool) or not isinstance(code, (str, int)):
+        return None
+    return str(code) if CODE.fullmatch(str(code)) else None
 
 
 def _clean_param(param: str) -> str | None:

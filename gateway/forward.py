@@ -11,6 +11,7 @@ from gateway.contract.edits import edit
 from gateway.contract.envelope import Operation
 from gateway.contract.errors import Overdue
 from gateway.engines import Engine, Engines
+from gateway.errors import normalise_engine_error
 from gateway.exchange import Exchange
 from gateway.metering.board import Slot
 from gateway.telemetry.counters import Counters
@@ -19,6 +20,7 @@ from gateway.wire.dial import ConnectFailed
 from gateway.wire.relay import Ended, Failed, Relay, UsageKept
 from gateway.wire.watch import Watch
 from quotas.estimate import Plan
+from routing.breaker import on_sent
 from routing.topology import Endpoint, UsageMode
 
 ENGINE_PATHS: dict[Operation, bytes] = {
@@ -74,6 +76,7 @@ class Forwarder:
         if load is None:
             return Failed("connect")  # it left the pool since it was chosen
         engine = self._engines.get(endpoint)
+        on_sent(load, self._monotonic())
         load.in_flight += 1
         try:
             try:
@@ -170,6 +173,9 @@ class Forwarder:
             on_commit=on_commit,
             on_counts=on_counts,
             release=engine.pool.give_back,
+            error_of=lambda status, body: normalise_engine_error(
+                status, body, model.upstream, model.name
+            ),
         )
 
     def _watch(self, call: Call, relay: Relay) -> Watch:
@@ -199,13 +205,15 @@ class Forwarder:
         last_s = 0.0
         fold = exchange.fold
 
-        def on_chunk(frames: int) -> None:
+        def on_chunk(events: int) -> None:
             nonlocal last_s
+            if not events:
+                return  # comments: the engine lives, and makes nothing
             now_s = self._monotonic()
             if last_s:
                 self._gaps.observe(now_s - last_s)
             last_s = now_s
-            exchange.frames += frames
+            exchange.frames += events
             if fold.completion or fold.completion is None:
                 exchange.delivered = True
             watch.chunk()

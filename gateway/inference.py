@@ -9,6 +9,7 @@ same path through ``_close``.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from gateway import identity
@@ -63,6 +64,8 @@ SLICED_BYTES = 65_536
 RESERVATION_GRACE_S = 86_400
 #: Attempts that are nobody's failure: a kept socket that had died, a 400 that taught how to ask.
 FREE_RETRIES_MAX = 2
+ALARM_EVERY_S = 60.0
+log = logging.getLogger("gateway.inference")
 OUTCOME_OF: dict[str, Outcome] = {
     "first_event_timeout": "timeout",
     "connect_timeout": "timeout",
@@ -101,6 +104,7 @@ class Inference:
         self._bounds = bounds
         self._estimators: dict[int, PromptEstimator] = {}
         self._budgets: dict[int, RetryBudget] = {}
+        self._alarmed_s: dict[int, float] = {}
         self.running: dict[str, Call] = {}
 
     # -- the life ----------------------------------------------------------------------------
@@ -255,13 +259,13 @@ class Inference:
                 endpoint = again or self._choose(pool, exchange, intent, tried)
             except NoEndpoint as nobody:
                 if last is not None:
-                    return self._give_up(exchange, last)
+                    return self._give_up(call, exchange, last)
                 return self._end(exchange, "engine_error", NoCapacity(nobody.retry_after_s))
             outcome = await self._forwarder.attempt(
                 call, slot, endpoint, intent, headers, fresh=fresh
             )
             if isinstance(outcome, Ended):
-                self._judge(endpoint, outcome)
+                self._judge(exchange, endpoint, outcome)
                 return self._after_commit(call, exchange, outcome)
             again, fresh = None, False
             if call.stopping() is not None:
@@ -270,12 +274,12 @@ class Inference:
                 free_retries += 1
                 again, fresh = endpoint, outcome.reused
                 continue
-            self._judge(endpoint, outcome)
+            self._judge(exchange, endpoint, outcome)
             last = outcome
             tried = (*tried, endpoint.id)
             retry = may_retry(outcome.kind, committed=call.reply.started, attempts_made=len(tried))
             if not retry or not budget.allow(self._monotonic()):
-                return self._give_up(exchange, outcome)
+                return self._give_up(call, exchange, outcome)
 
     def _close(self, call: Call, exchange: Exchange, slot: Slot) -> None:
         """Every ending comes here once: counts in the slot, journal, settle, free."""
@@ -298,13 +302,14 @@ class Inference:
             model_upstream=exchange.model.upstream,
             pool=pool,
             tokens_estimate=intent.prompt_estimate,
+            needs_context=_longest(exchange, intent),
             tried=tried,
         )
         engines = self._engines
         now_s = self._monotonic()
         return decide(request, engines.signals, engines.loads, now_s, self._chance).endpoint
 
-    def _judge(self, endpoint: Endpoint, outcome: Failed | Ended) -> None:
+    def _judge(self, exchange: Exchange, endpoint: Endpoint, outcome: Failed | Ended) -> None:
         """What this attempt says of the endpoint's health."""
         load = self._engines.loads.get(endpoint.id)
         result = outcome.ending if isinstance(outcome, Ended) else outcome.kind
@@ -315,17 +320,29 @@ class Inference:
         if isinstance(outcome, Ended):
             if outcome.ending in ("engine_error", "timeout"):
                 on_failure(load, now_s)
-            else:
+            elif exchange.first_event_s >= 0:  # one that was left before it answered says nothing
                 on_success(load)
         elif outcome.kind == "engine_busy":
             on_busy(load, now_s, outcome.retry_after_s)
         elif outcome.kind == "misconfigured":
             # Our name or credential there is wrong; its other models may be well.
-            self._counters.add("tf_upstream_misconfigured_total")
+            self._alarm(exchange.model, endpoint, outcome.status)
         elif outcome.kind == "engine_4xx":
             on_success(load)
         else:
             on_failure(load, now_s)
+
+    def _alarm(self, model: ModelDoc, endpoint: Endpoint, status: int) -> None:
+        """Count every time, and tell the operator once a minute an endpoint."""
+        self._counters.add("tf_upstream_misconfigured_total", labels_of(model.name))
+        now_s = self._monotonic()
+        if now_s - self._alarmed_s.get(endpoint.id, -ALARM_EVERY_S) >= ALARM_EVERY_S:
+            self._alarmed_s[endpoint.id] = now_s
+            log.error(
+                "endpoint %s answers %d to us: check its api_key, its url and the model's upstream"
+                " name (%s)",
+                endpoint.url, status, model.name,
+            )  # fmt: skip
 
     def _teaches(self, call: Call, endpoint: Endpoint, outcome: Failed) -> bool:
         """Whether the same endpoint may be asked again at no cost to the retry budget."""
@@ -357,7 +374,7 @@ class Inference:
         ending, error = stopped
         return self._end(exchange, ending, error, 200 if call.reply.started else 0)
 
-    def _give_up(self, exchange: Exchange, failed: Failed) -> Exception:
+    def _give_up(self, call: Call, exchange: Exchange, failed: Failed) -> Exception | None:
         """The last failure becomes the client's error, in the contract's words."""
         error: Exception
         model = exchange.model
@@ -369,12 +386,14 @@ class Inference:
             error = Overdue()
         else:
             error = UpstreamError()
-        self._end(exchange, OUTCOME_OF.get(failed.kind, "engine_error"), None)
-        return error
+        outcome = OUTCOME_OF.get(failed.kind, "engine_error")
+        return self._end(exchange, outcome, error, 200 if call.reply.started else 0)
 
     def _end(
         self, exchange: Exchange, outcome: Outcome, error: Exception | None, status: int = 0
     ) -> Exception | None:
+        if not status and isinstance(error, ContractError):
+            status = error.status
         exchange.end(outcome, status, self._unix_ms())
         return error
 
@@ -416,6 +435,12 @@ class Inference:
             counters.add("tf_tokens_total", labels_of(model.name, kind), tokens)
         if record.ttft_ms >= 0:
             counters.histogram("tf_ttft_seconds", model.name).observe(record.ttft_ms / 1000)
+
+
+def _longest(exchange: Exchange, intent: Plan) -> int:
+    """Tokens of the longest sequence, as far as it can be told: a cap of ours bends to the context."""
+    cap = intent.cap if intent.inject_cap is None else 0
+    return intent.prompt_estimate // exchange.prompts + cap
 
 
 async def _read(body: bytes, operation: Operation, bounds: Bounds) -> Envelope:

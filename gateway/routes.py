@@ -144,8 +144,9 @@ class Routes:
         call.status = refusal.status
         if call.reply.gone:
             return
-        if call.reply.started:
-            call.reply.abort()
+        if call.reply.started:  # a stream whose head went out before its first event
+            call.reply.write(b"data: " + refusal.body + b"\n\n")
+            call.reply.finish()
             return
         headers = [JSON, *refusal.headers, *id_headers(call.request_id)]
         call.reply.send(refusal.status, headers, refusal.body)

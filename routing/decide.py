@@ -139,7 +139,7 @@ def _retry_after_s(
             case "backed_off":
                 ends.append(load.back_off_until_s)
             case "ejected":
-                ends.append(load.ejected_until_s)
+                ends.append(max(load.ejected_until_s, load.trial_until_s))
             case _:
                 pass
     wait_s = min(ends[1:], default=now_s) - now_s

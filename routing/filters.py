@@ -44,7 +44,7 @@ def why_not(
         return "backed_off"
     if load.in_flight >= endpoint.max_in_flight:
         return "full"
-    if load.ejected_until_s > now_s:
+    if load.is_out(now_s):
         return "ejected"
     if signals is None:
         return None
@@ -74,7 +74,7 @@ def is_panic(
             continue
         members += 1
         load = loads.get(endpoint.id)
-        ejected = load is not None and load.ejected_until_s > now_s
+        ejected = load is not None and load.is_out(now_s)
         healthy += not ejected and is_probed_healthy(signals.get(endpoint.id))
     return healthy < members * PANIC_HEALTHY_SHARE
 

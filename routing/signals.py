@@ -36,6 +36,7 @@ class EndpointLoad:
         "ejected_until_s",
         "ejections",
         "in_flight",
+        "trial_until_s",
     )
 
     def __init__(self) -> None:
@@ -44,3 +45,8 @@ class EndpointLoad:
         self.consecutive_failures = 0
         self.ejections = 0
         self.ejected_until_s = 0.0
+        self.trial_until_s = 0.0  # back from an ejection: one request goes first
+
+    def is_out(self, now_s: float) -> bool:
+        """Ejected, or back on probation with its one trial under way."""
+        return self.ejected_until_s > now_s or self.trial_until_s > now_s

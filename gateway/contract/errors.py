@@ -337,7 +337,7 @@ class InternalError(ContractError):
 
     status = 500
     type = SERVER
-    code = "internal_error"
+    code = "server_error"
 
     def __init__(self, request_id: str) -> None:
         named = f" (request {request_id})" if request_id else ""

@@ -6,6 +6,7 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-a
 """
 
 import re
+from enum import Enum
 
 from gateway.contract.errors import UpstreamError
 
@@ -14,8 +15,19 @@ FRAME_BYTES_MAX = 1 << 20
 BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 #: What may stand before an event: comments and blank lines, each a whole line.
 LEAD = re.compile(rb"(?:(?::[^\r\n]*+)?(?>\r\n|\n|\r))++")
+LINE_END = re.compile(rb"\r\n|\n|\r")
+DONE = b"[DONE]"
 #: A blank line is at most four bytes, so three of them may hide at the end of what is held.
 TAIL_BYTES = 3
+
+
+class Kind(Enum):
+    """What a frame is to a stream of JSON objects. ``OTHER`` has no data: comments, lone fields."""
+
+    OBJECT = "object"
+    DONE = "done"
+    OTHER = "other"
+    GARBLED = "garbled"
 
 
 class FrameTooLarge(UpstreamError):
@@ -110,3 +122,28 @@ class FrameSplitter:
         self._held.clear()
         self._tail = b""
         self.pending = 0
+
+
+def kind_of(frame: bytes) -> Kind:
+    """By its first and last byte of data; what stands between is not looked at."""
+    data = data_of(frame)
+    if data is None:
+        return Kind.OTHER
+    data = data.strip()
+    if data[:1] == b"{" and data[-1:] == b"}":
+        return Kind.OBJECT
+    return Kind.DONE if data.startswith(DONE) else Kind.GARBLED
+
+
+def data_of(frame: bytes) -> bytes | None:
+    """The data of an event, its lines joined as the standard says; None where it has none."""
+    if frame[:1] == b"d" and frame.find(b"\n") == len(frame) - 2 and b"\r" not in frame:
+        lines = [frame[:-2]]
+    else:
+        lines = LINE_END.split(frame)
+    data = [
+        line[5:].removeprefix(b":").removeprefix(b" ")
+        for line in lines
+        if line[:5] == b"data:" or line == b"data"
+    ]
+    return b"\n".join(data) if data else None

@@ -13,6 +13,8 @@ from functools import lru_cache
 
 import msgspec
 
+from gateway.contract.sse import data_of
+
 #: vLLM's order, compact: the whole reading of a frame in one match.
 COMPACT = re.compile(
     rb'"usage":\{"prompt_tokens":(\d{1,15}),"total_tokens":\d{1,15},"completion_tokens":(\d{1,15})[,}]'
@@ -35,7 +37,16 @@ TEXT = re.compile(
     rb'"(?:content|text|reasoning|reasoning_content|refusal|name|arguments)"\s*:\s*"[^"]'
 )
 MODEL = re.compile(rb'"model"\s*:\s*("[^"\\]*+(?:\\.[^"\\]*+)*+")')
-DONE = (b"data: [DONE]", b"data:[DONE]")
+#: HTTP's status of an error event that gives none, by the type it names.
+STATUS_OF_TYPE = {
+    "invalid_request_error": 400,
+    "BadRequestError": 400,
+    "Bad Request": 400,
+    "NotFoundError": 404,
+    "rate_limit_error": 429,
+    "service_unavailable_error": 503,
+}
+NO_ERROR = (b"null", b"{}", b'""', b"false")
 VOID_FINISHES = (None, b"", b"error", b"abort")
 #: A whole answer above this is searched at its end, where engines put usage, before it is decoded.
 WHOLE_BYTES_MAX = 65_536
@@ -66,8 +77,12 @@ class _Choices(msgspec.Struct):
     choices: list[_Choice] = []
 
 
-class _Usage(msgspec.Struct):
+class _Whole(msgspec.Struct):
     usage: msgspec.Raw = msgspec.Raw(b"null")
+    error: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_WHOLE = msgspec.json.Decoder(_Whole)
 
 
 class UsageFold:
@@ -249,11 +264,6 @@ def rename(frame: bytes, upstream_model: str, public_model: str) -> bytes:
     return b"".join((frame[: found.start(1)], new[8:], frame[found.end(1) :]))
 
 
-def is_done(frame: bytes) -> bool:
-    """Whether the frame is ``data: [DONE]``."""
-    return frame.startswith(DONE)
-
-
 def error_in(frame: bytes) -> bytes | None:
     """The JSON of an error event, always as ``{"error": ...}``; None for every other frame."""
     if b'"error"' not in frame:
@@ -267,17 +277,49 @@ def error_in(frame: bytes) -> bytes | None:
     return None
 
 
-def fold_unary(fold: UsageFold, body: bytes) -> None:
-    """Fold a whole answer: its usage is final. A body without one, or no JSON, changes nothing."""
+def is_json(frame: bytes) -> bool:
+    """Whether the data of an event is JSON, to its last byte."""
+    try:
+        msgspec.json.decode(_payload(frame), type=msgspec.Raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def status_in(body: bytes) -> int:
+    """The HTTP status that an engine's error, ``{"error": ...}``, speaks of; 500 where it does not."""
+    error = _decoded(body).get("error")
+    if not isinstance(error, dict):
+        return 500
+    code, kind = error.get("code"), error.get("type")
+    if isinstance(code, str) and re.fullmatch(r"[45]\d\d", code, re.ASCII):
+        code = int(code)
+    if type(code) is int and 400 <= code <= 599:  # noqa: PLR2004 -- HTTP's classes of errors
+        return code
+    return STATUS_OF_TYPE.get(kind, 500) if isinstance(kind, str) else 500
+
+
+def fold_unary(fold: UsageFold, body: bytes) -> bool:
+    """Fold a whole answer: its usage is final; one without a usage changes nothing.
+
+    False, and nothing folded: this is no answer, but no JSON object, or an error said with a 200.
+    A large one is judged by its ends.
+    """
+    usage: Mapping[str, object] | None
     if len(body) <= WHOLE_BYTES_MAX:
         usage = _usage_of(body)
+    elif body[:16].lstrip()[:1] != b"{" or body[-16:].rstrip()[-1:] != b"}":
+        usage = None
     else:
         tail = body[-TAIL_BYTES:]
         span = _usage_span(tail)
         usage = _decoded(tail[span[0] : span[1]]) if span else _usage_of(body)
+    if usage is None:
+        return False
     if b'"choices"' in body[:WHOLE_BYTES_MAX]:
         fold.note_choices(body)
     fold.take_whole(usage)
+    return True
 
 
 def rename_unary(body: bytes, upstream_model: str, public_model: str) -> bytes:
@@ -328,16 +370,17 @@ def _only_index(frame: bytes) -> int | None:
     return choices[0].index if len(choices) == 1 else None
 
 
-def _usage_of(body: bytes) -> Mapping[str, object]:
+def _usage_of(body: bytes) -> Mapping[str, object] | None:
+    """The usage of a whole answer, empty where it tells none; None where it is no answer."""
     try:
-        return _decoded(bytes(msgspec.json.decode(body, type=_Usage).usage))
+        whole = _WHOLE.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return {}
+        return None
+    return _decoded(bytes(whole.usage)) if bytes(whole.error) in NO_ERROR else None
 
 
 def _payload(frame: bytes) -> bytes:
-    """The data of an event of one data line."""
-    return frame.removeprefix(b"data:").strip()
+    return data_of(frame) or b""
 
 
 def _decoded(payload: bytes) -> Mapping[str, object]:

@@ -22,7 +22,7 @@ HELP = {
     "tf_journal_bytes": "Bytes in the journals of this host not yet freed.",
     "tf_attempts_total": "Forwards to engines by how they ended.",
     "tf_connections_open": "Client connections open now.",
-    "tf_upstream_misconfigured_total": "Engines that refused our credential or path.",
+    "tf_upstream_misconfigured_total": "Attempts that an engine refused for our credential, path or model name.",
     "tf_internal_errors_total": "Errors that are our own fault.",
     "tf_head_refusals_total": "Request heads refused, by reason.",
     "tf_snapshot_version": "Version of the snapshot held.",
@@ -35,6 +35,7 @@ LABELS = {
     "tf_inter_chunk_gap_seconds": (),
     "tf_refusals_total": ("scope", "dimension"),
     "tf_attempts_total": ("result",),
+    "tf_upstream_misconfigured_total": ("model",),
     "tf_head_refusals_total": ("reason",),
 }
 #: Label values of one series travel as one string; no label value may hold this character.

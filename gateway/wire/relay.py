@@ -8,21 +8,23 @@ made public where it differs. A finish is never forged.
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
 
 from gateway.contract.errors import ContractError, UpstreamError, error_event
-from gateway.contract.sse import FrameSplitter, FrameTooLarge
+from gateway.contract.sse import FrameSplitter, FrameTooLarge, Kind, kind_of
 from gateway.contract.usage import (
     UsageFold,
     cut,
     error_in,
     fold_unary,
-    is_done,
+    is_json,
     rename,
     rename_unary,
+    status_in,
 )
 from gateway.wire.server import Reply
 from gateway.wire.upstream import Upstream, UpstreamCut
@@ -34,9 +36,16 @@ Headers = Sequence[tuple[bytes, bytes]]
 #: A whole answer is held until its usage is read; embeddings of large batches are the largest.
 UNARY_BYTES_MAX = 64 << 20
 ERROR_BYTES_MAX = 64 << 10
+#: Comments held until the first event: an engine that only ever comments is not let grow.
+EARLY_BYTES_MAX = 64 << 10
+#: How a frame begins and ends that needs no second look: one line of one object.
+OBJECT_BEGINS, OBJECT_ENDS = b"data: {", b"}\n\n"
+#: Seconds; a date is not read, nor what no caller would wait for.
+RETRY_AFTER = re.compile(rb"\d{1,5}(?:\.\d{1,6})?")
 #: One newline: a comment line that can never end an event by itself.
 PING = b": ping\n"
 EVENT_STREAM = b"text/event-stream"
+JSON = b"application/json"
 #: no-transform and the nginx word keep proxies between us and the client from holding frames back.
 STREAM_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -73,8 +82,10 @@ class Relay:
     outcome is set:
 
     ``on_commit()``: no other endpoint from here on; ``on_counts()``: the fold changed, and the bytes
-    that carry the counts are not yet handed to the client's socket; ``on_chunk(frames)``: they are.
-    ``headers`` are the client's answer's, content type apart; ``release`` takes the connection back.
+    that carry the counts are not yet handed to the client's socket; ``on_chunk(events)``: they are,
+    with so many events of the model's (0: comments alone). ``headers`` are the client's answer's,
+    content type apart; ``release`` takes the connection back; ``error_of(status, body)`` puts an
+    engine's error into words that a caller may read.
     """
 
     def __init__(
@@ -89,6 +100,7 @@ class Relay:
         on_commit: Callable[[], None],
         on_counts: Callable[[], None],
         release: Callable[[Upstream], None],
+        error_of: Callable[[int, bytes], ContractError],
     ) -> None:
         self.outcome: asyncio.Future[Failed | Ended] = asyncio.get_running_loop().create_future()
         self.committed = False
@@ -102,11 +114,12 @@ class Relay:
         self._on_counts = on_counts
         self.on_chunk: Callable[[int], None] = _ignore
         self._release = release
+        self._error_of = error_of
         self._upstream: Upstream | None = None
         self._splitter = FrameSplitter()
         self._status = 0
         self._headers: list[tuple[bytes, bytes]] = []
-        self._parts: list[bytes] = []
+        self._parts: list[bytes] = []  # of a whole answer; of a stream, comments before its events
         self._parts_bytes = 0
         self._done = False  # [DONE] or the whole body was seen
 
@@ -154,8 +167,8 @@ class Relay:
         self._headers = headers
         if status != 200:  # noqa: PLR2004 -- anything else is collected as an error
             return
-        content_type = self._header(b"content-type") or b""
-        if self._stream != content_type.startswith(EVENT_STREAM):
+        content_type = (self._header(b"content-type") or b"").lower()
+        if not content_type.startswith(EVENT_STREAM if self._stream else JSON):
             self.fail("engine_5xx")
         elif not self._stream:
             self._commit()
@@ -174,7 +187,7 @@ class Relay:
             if self._parts_bytes > ERROR_BYTES_MAX:
                 self._refused()
         elif self._parts_bytes > UNARY_BYTES_MAX:
-            self._end_badly()
+            self._end_badly(UpstreamError())
 
     def on_end(self) -> None:
         if self.outcome.done():
@@ -183,7 +196,7 @@ class Relay:
             self._refused()
             self._hand_back()
         elif self._stream:
-            self._cut_short("cut_before_head")
+            self._finish_stream()
         else:
             self._finish_unary()
 
@@ -202,8 +215,8 @@ class Relay:
         """The hot path: every complete frame is looked at once; one write goes out."""
         try:
             frames = self._splitter.feed(data)
-        except FrameTooLarge:
-            self._cut_short("engine_5xx")
+        except FrameTooLarge as error:
+            self._cut_short("engine_5xx", error)
             return
         if not frames:
             return
@@ -211,18 +224,28 @@ class Relay:
         kept = self._usage_kept
         names = self._names
         out: list[bytes] = []
+        events = 0
         for frame in frames:
-            if frame[:1] != b"d":  # a comment, or a field we do not know: passed on as it is
-                out.append(frame)
-                continue
-            if is_done(frame):
-                self._done = True
-                out.append(frame)
-                break
+            if frame[:7] != OBJECT_BEGINS or frame[-3:] != OBJECT_ENDS:
+                kind = kind_of(frame)
+                if kind is Kind.OTHER:  # a comment, or a field we do not know: as it is
+                    out.append(frame)
+                    continue
+                if kind is Kind.DONE and (events or self.committed):
+                    self._done = True
+                    out.append(frame)
+                    break
+                if kind is not Kind.OBJECT:  # no JSON, or an end of nothing
+                    self._end_at(out, events, "engine_5xx")
+                    return
             failure = error_in(frame)
             if failure is not None:
-                self._engine_said_error(failure, out)
+                self._engine_said_error(failure, out, events)
                 return
+            if not self.committed and not events and not is_json(frame):
+                self._cut_short("engine_5xx")
+                return
+            events += 1
             seen = fold.look(frame)
             edited: bytes | None = frame
             if seen and kept != "all" and not (kept == "final" and seen.final):
@@ -230,30 +253,64 @@ class Relay:
             if edited is not None:
                 out.append(rename(edited, *names) if names else edited)
         if not self.committed:
-            if all(frame[:1] != b"d" for frame in frames):
-                return  # comments alone commit nothing, and are ours to say
+            if not events:
+                self._hold(out)
+                return
             self._commit()
+            out = self._parts + out
+            self._parts.clear()
         self._on_counts()
-        self._send(out)
+        self._send(out, events)
 
-    def _send(self, out: list[bytes]) -> None:
+    def _send(self, out: list[bytes], events: int) -> None:
         if out:
             self._reply.write(out[0] if len(out) == 1 else b"".join(out))
-            self.on_chunk(len(out))
+            self.on_chunk(events)
         if self._done:
             self._reply.finish()
             self._settle(Ended("finished"))
 
-    def _engine_said_error(self, body: bytes, before: list[bytes]) -> None:
+    def _hold(self, comments: list[bytes]) -> None:
+        """Comments commit nothing; they go out with the first event."""
+        self._parts += comments
+        self._parts_bytes += sum(map(len, comments))
+        if self._parts_bytes > EARLY_BYTES_MAX:
+            self._cut_short("engine_5xx")
+
+    def _end_at(
+        self,
+        before: list[bytes],
+        events: int,
+        kind: FailureKind,
+        error: ContractError | None = None,
+    ) -> None:
+        """The stream ends at a frame of this read: what stood before it still goes out."""
+        if events and not self.committed:
+            self._commit()
+            before = self._parts + before
+            self._parts.clear()
+        if self.committed and before:
+            self._on_counts()
+            self._send(before, events)
+        self._cut_short(kind, error)
+
+    def _engine_said_error(self, body: bytes, before: list[bytes], events: int) -> None:
         """An error event: before commit it becomes the attempt's status, after it the last event."""
-        if not self.committed and not self._reply.started:
-            self._settle(Failed(_kind_of(_code_in(body)), _code_in(body), body))
+        status = status_in(body)
+        if not self.committed and not events:
+            self._settle(Failed(_kind_of(status), status, body))
             self._drop()
             return
-        if before:
-            self._on_counts()
-            self._reply.write(b"".join(before))
-        self._cut_short("engine_5xx")
+        self._end_at(before, events, "engine_5xx", self._error_of(status, body))
+
+    def _finish_stream(self) -> None:
+        """The response is over, and no [DONE] was seen: a cut, unless it only lacks its blank line."""
+        if self.committed and kind_of(left := self._splitter.finish()) is Kind.DONE:
+            self._done = True
+            self._send([left], 0)
+            self._hand_back()
+            return
+        self._cut_short("cut_before_head")
 
     def ping(self) -> None:
         """The stream has been silent: the head goes out and a comment; failover ends here."""
@@ -263,17 +320,19 @@ class Relay:
             self._start()
         self._reply.write(PING)
 
-    def _cut_short(self, kind: FailureKind, *, reused: bool = False) -> None:
+    def _cut_short(
+        self, kind: FailureKind, error: ContractError | None = None, *, reused: bool = False
+    ) -> None:
         if self.committed:
-            self._end_badly()
+            self._end_badly(error or UpstreamError())
         else:
             self._settle(Failed(kind, 0, reused=reused))
             self._drop()
 
-    def _end_badly(self) -> None:
+    def _end_badly(self, error: ContractError) -> None:
         """After commit, an error is one event and no [DONE]; a whole answer is the caller's to make."""
         if self._reply.started and not self._reply.gone:
-            self._reply.write(error_event(UpstreamError()))
+            self._reply.write(error_event(error))
             self._reply.finish()
         self._settle(Ended("engine_error"))
         self._drop()
@@ -283,7 +342,9 @@ class Relay:
     def _finish_unary(self) -> None:
         body = b"".join(self._parts)
         self._parts.clear()
-        fold_unary(self._fold, body)
+        if not fold_unary(self._fold, body):
+            self._end_badly(UpstreamError())
+            return
         self._on_counts()
         if self._names:
             body = rename_unary(body, *self._names)
@@ -294,7 +355,7 @@ class Relay:
 
     def _refused(self) -> None:
         after = self._header(b"retry-after")
-        seconds = float(after) if after and after.isdigit() else None
+        seconds = float(after) if after and RETRY_AFTER.fullmatch(after) else None
         self._settle(Failed(_kind_of(self._status), self._status, b"".join(self._parts), seconds))
 
     # -- both --------------------------------------------------------------------------------
@@ -312,6 +373,8 @@ class Relay:
         if not self.outcome.done():
             self.outcome.set_result(outcome)
         self._reply.on_pause = self._reply.on_resume = None
+        if self._upstream is not None:
+            self._upstream.resume()  # the end of the response is still to be read
 
     def _hand_back(self) -> None:
         upstream, self._upstream = self._upstream, None
@@ -327,17 +390,8 @@ class Relay:
         return next((value for key, value in self._headers if key == name), None)
 
 
-def _ignore(_frames: int) -> None:
+def _ignore(_events: int) -> None:
     """Until somebody listens."""
-
-
-def _code_in(body: bytes) -> int:
-    """The HTTP status inside an engine's error event; 500 where there is none."""
-    try:
-        code = msgspec.json.decode(body).get("error", {}).get("code")
-    except (msgspec.DecodeError, AttributeError):
-        return 500
-    return code if isinstance(code, int) and 400 <= code <= 599 else 500  # noqa: PLR2004
 
 
 def _kind_of(status: int) -> FailureKind:

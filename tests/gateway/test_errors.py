@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -95,8 +96,8 @@ def test_every_error_has_an_example_and_a_row_in_the_docs():
         (StoreUnavailable("redis://secret"), 503, "service_unavailable"),
         (ReservationRefused("x"), 503, "service_unavailable"),
         (NoEndpoint(7, {}), 503, "server_is_overloaded"),
-        (ValueError("secret"), 500, "internal_error"),
-        (KeyError("secret"), 500, "internal_error"),
+        (ValueError("secret"), 500, "server_error"),
+        (KeyError("secret"), 500, "server_error"),
     ],
 )
 def test_strangers_errors_are_translated_and_tell_no_detail(error, status, code):
@@ -242,11 +243,51 @@ def test_error_bodies_of_any_kind_are_read(body, message):
         ("Unknown. Valid aliases: a, b.c, /models/d.", "Unknown."),
         ("up/llama-34 is another", "up/llama-34 is another"),
         ("and/or 1/2", "and/or 1/2"),
+        ("cannot reach 10.1.2.3:8000 or 10.0.0.7", "cannot reach [address] or [address]"),
+        ("vllm-0.pool.svc:8000 and localhost:8001 hung", "[address] and [address] hung"),
+        ("tcp://gpu-7:5557 is gone", "[url] is gone"),
+        ("version 0.32.0, 3:45, value:4097, a.b", "version 0.32.0, 3:45, value:4097, a.b"),
+        ("It broke.\nTraceback (most recent call last):\n  File x", "It broke."),
         ("x" * 5000, "x" * 2000),
     ],
 )
 def test_engine_texts_lose_upstream_names_paths_and_aliases(text, clean):
     assert scrub(text, "up/llama-3", "public") == clean
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " " * 1_000_000 + "x",
+        "a." * 500_000,
+        "a:" * 500_000,
+        "1." * 500_000,
+        "/a" * 500_000,
+        "a://" * 250_000,
+        "up/llama-3" * 100_000,
+        "Valid aliases:" * 70_000,
+    ],
+)
+def test_hostile_engine_texts_take_no_time(text):
+    began = time.perf_counter()
+    scrub(text, "up/llama-3", "public")
+
+    assert time.perf_counter() - began < 0.1
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ('"model_overloaded"', "model_overloaded"), ("400", "400"), ('"400"', "400"),
+        ("true", None), ("1.5", None), ('"a b"', None), ('"a\\r\\nb"', None), ('"\\u00e9"', None),
+        ('"' + "x" * 65 + '"', None), ('""', None), ("[]", None), ("1e999", None),
+        ("1" + "0" * 5000, None), ('"\\ud800"', None),
+    ],
+)  # fmt: skip
+def test_codes_of_engines_are_short_words_or_not_told(code, told):
+    body = b'{"error":{"message":"no","code":' + code.encode() + b"}}"
+
+    assert normalise_engine_error(400, body, "up", "public").code == told
 
 
 def test_upstream_paths_as_model_names_become_the_public_name():

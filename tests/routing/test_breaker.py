@@ -2,7 +2,7 @@
 
 import pytest
 
-from routing.breaker import on_busy, on_failure, on_success
+from routing.breaker import TRIAL_S, on_busy, on_failure, on_sent, on_success
 from routing.signals import EndpointLoad
 
 
@@ -39,6 +39,41 @@ def test_back_on_probation_one_failure_ejects_and_each_time_doubles_to_five_minu
         assert on_failure(load, back_s)
         lengths.append(load.ejected_until_s - back_s)
     assert lengths == [10, 20, 40, 80, 160, 300, 300, 300]
+
+
+def test_back_on_probation_one_request_goes_first_and_its_success_lets_the_others_in() -> None:
+    load = EndpointLoad()
+    fail(load, 5)
+    assert load.is_out(4.9)
+    assert not load.is_out(5.0)
+    on_sent(load, 5.0)
+    assert load.is_out(5.1)
+    on_success(load)
+    assert not load.is_out(5.2)
+    on_sent(load, 5.2)
+    assert not load.is_out(5.2)
+
+
+def test_a_trial_that_nobody_ends_frees_itself() -> None:
+    load = EndpointLoad()
+    fail(load, 5)
+    on_sent(load, 6.0)
+    assert not load.is_out(6.0 + TRIAL_S)
+
+
+def test_a_trial_that_fails_ejects_again() -> None:
+    load = EndpointLoad()
+    fail(load, 5)
+    on_sent(load, 6.0)
+    assert on_failure(load, 6.5)
+    assert (load.ejected_until_s, load.trial_until_s) == (16.5, 0.0)
+
+
+def test_a_healthy_endpoint_needs_no_trial() -> None:
+    load = EndpointLoad()
+    fail(load, 4)
+    on_sent(load, 1.0)
+    assert not load.is_out(1.0)
 
 
 def test_success_forgives_one_ejection_at_a_time() -> None:

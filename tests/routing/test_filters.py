@@ -25,6 +25,7 @@ NOW_S = 100.0
         pytest.param(None, {}, {}, {"back_off_until_s": 100.0}, {}, id="wait is over"),
         pytest.param("ejected", {}, {}, {"ejected_until_s": 101.0}, {}, id="ejected"),
         pytest.param(None, {}, {}, {"ejected_until_s": 99.0}, {}, id="ejection is over"),
+        pytest.param("ejected", {}, {}, {"trial_until_s": 101.0}, {}, id="its trial is under way"),
         pytest.param("unhealthy", {}, {"healthy": False}, {}, {}, id="its probe fails"),
         pytest.param("context", {}, {}, {}, {"needs_context": 4097}, id="one token too long"),
         pytest.param(None, {}, {}, {}, {"needs_context": 4096}, id="just fits"),

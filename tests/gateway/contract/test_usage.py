@@ -7,14 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.contract.sse import FrameSplitter
+from gateway.contract.sse import FrameSplitter, Kind, kind_of
 from gateway.contract.usage import (
     Seen,
     UsageFold,
     cut,
     error_in,
     fold_unary,
-    is_done,
     rename,
     rename_unary,
 )
@@ -34,7 +33,7 @@ FINALS = {
 
 
 def frames_of(stream):
-    return [frame for frame in FrameSplitter().feed(stream) if not is_done(frame)]
+    return [frame for frame in FrameSplitter().feed(stream) if kind_of(frame) is Kind.OBJECT]
 
 
 def payload(frame):
@@ -306,7 +305,7 @@ def test_text_that_looks_like_keys_is_never_taken_for_one(text, prompt, made, la
     assert fold.look(frame) is Seen.PARTIAL
     assert (fold.prompt, fold.completion) == (prompt, made)
     assert error_in(frame) is None
-    assert not is_done(frame)
+    assert kind_of(frame) is Kind.OBJECT
     assert payload(rename(frame, "up", "public")) == {**told, "model": "public"}
     assert payload(rename(frame, "other", 'pub"lic')) == {**told, "model": 'pub"lic'}
     del told["usage"]
@@ -326,13 +325,7 @@ def test_rename_hides_whatever_name_the_engine_gives():
     assert rename(b"data: {}\n\n", "up", "llama") == b"data: {}\n\n"
 
 
-# -- done and errors ----------------------------------------------------------------------------
-
-
-def test_done_is_told_with_and_without_the_space():
-    assert is_done(b"data: [DONE]\n\n")
-    assert is_done(b"data:[DONE]\r\n\r\n")
-    assert not is_done(b'data: {"a":"[DONE]"}\n\n')
+# -- errors -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
