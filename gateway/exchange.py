@@ -71,6 +71,7 @@ class Exchange:
         "_open_attempt",
         "arrived_s",
         "attempts",
+        "cap",
         "charges",
         "delivered",
         "engine_answered",
@@ -102,6 +103,7 @@ class Exchange:
         prompts: int,
         n: int,
         prompt_estimate: int,
+        cap: int,
         charges: tuple[Charge, ...],
         epoch: str,
         arrived_s: float,
@@ -114,6 +116,7 @@ class Exchange:
         self.prompts = prompts
         self.n = n
         self.prompt_estimate = prompt_estimate
+        self.cap = cap
         self.charges = charges
         self.epoch = epoch
         self.arrived_s = arrived_s
@@ -192,6 +195,9 @@ class Exchange:
             price_id=self.model.price.id if self.model.price else 0,
             operation=self.operation,
             choices=self.n,
+            prompts=self.prompts,
+            prompt_estimate=self.prompt_estimate,
+            cap=self.cap,
             attempts=tuple(self.attempts),
             usage=usage.meters(),
             billed=settlement.billed,

@@ -125,6 +125,7 @@ class Inference:
             prompts=envelope.prompts,
             n=envelope.n,
             prompt_estimate=intent.prompt_estimate,
+            cap=intent.cap,
             charges=charges,
             epoch=verdict.epoch,
             arrived_s=call.request.arrived_s,

@@ -57,6 +57,9 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     price_id: int  # the price-book version's row, frozen at admission; 0 = none
     operation: str  # "chat", "completions", "embeddings"
     choices: int
+    prompts: int = 1
+    prompt_estimate: int = 0  # of all prompts, as reserved
+    cap: int = 0  # completion tokens that a choice may have; 0 = not known
     attempts: tuple[AttemptEntry, ...]
     usage: dict[str, int]
     billed: dict[str, int]

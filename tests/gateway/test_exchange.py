@@ -36,6 +36,7 @@ def exchange() -> Exchange:
         prompts=1,
         n=1,
         prompt_estimate=20,
+        cap=30,
         charges=charges_for(LIMITS, {"requests": 1, "tokens": 500, "concurrency": 1}),
         epoch="e",
         arrived_s=10.0,

@@ -96,6 +96,7 @@ def test_a_crash_after_tokens_went_out_with_status_200() -> None:
 def test_choices_are_a_prompts_as_in_the_records_of_the_living() -> None:
     record = record_of(image(prompts=3), CONTEXT)
     assert (record.choices, record.attempts[0].choices) == (2, 2)
+    assert (record.prompts, record.prompt_estimate, record.cap) == (3, 40, 100)
 
 
 def test_counts_seen_before_a_token_was_delivered_are_kept_as_cost_and_not_billed() -> None:
