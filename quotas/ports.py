@@ -17,8 +17,10 @@ class Settlement(msgspec.Struct, frozen=True, array_like=True):
     """What a request cost: ``charged`` to its limits (true amounts), ``billed`` apart from it.
 
     ``epoch`` is the verdict's. A store whose data is of another epoch never held the reservation,
-    and charges in full. A charge is matched to the stored one by scope and dimension, else by
-    dimension; a stored charge without a match keeps its reserved amount.
+    and charges in full: what was admitted without the store (its share of an outage) is settled
+    under the epoch "" and so charged, once. Limits of money are charged what is billed, in
+    micro-units rounded up. A charge is matched to the stored one by scope, dimension and window,
+    else by dimension; a stored charge without a match keeps its reserved amount.
     """
 
     tag: str
@@ -40,9 +42,9 @@ class QuotaStore(Protocol):
         refusal leaves nothing behind, and its id may ask again.
 
         Raises ``quotas.errors.ReservationRefused`` for an id that was ended before it was reserved
-        and for malformed charges (negative, or one limit twice), and
-        ``StoreUnavailable`` when the store did not answer in time (the call is then released by id
-        in the background, as is a cancelled one).
+        and for malformed charges (negative, inexact, a quota without periods, or one level twice),
+        and ``StoreUnavailable`` when the store did not answer in time (the call is then released by
+        id in the background, as is a cancelled one).
         """
         ...
 
