@@ -12,7 +12,7 @@ from enum import Enum
 
 import msgspec
 
-from quotas.record import Outcome, Source
+from quotas.record import Outcome, Source, UsageRecord
 from quotas.usage import TokenUsage
 
 
@@ -128,6 +128,17 @@ def settle(
     completion, of_text = _first(ending.completion, tokenized_completion, completion_estimate)
     weaker: Source = "estimated" if "estimated" in (sources, of_text) else "tokenized"
     return Settled(TokenUsage(prompt=prompt, completion=completion), weaker, outcome)
+
+
+def unbilled_ms(record: UsageRecord) -> int:
+    """Engine time, in ms, of an ending that billed nothing; 0 where anything was billed.
+
+    Attempts are summed: each of them kept an engine busy. A crash's last attempt, whose end nobody
+    saw, counts 0.
+    """
+    if any(record.billed.values()):
+        return 0
+    return sum(max(0, each.ended_ms - each.started_ms) for each in record.attempts)
 
 
 def _case(ending: Ending) -> Case:

@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway import identity
 from gateway.declared.apply import Applier
 from gateway.declared.document import DeclaredError, EndpointPart, load, parse
-from gateway.store import accounts, catalog, changes, ledger
+from gateway.store import accounts, catalog, changes, ledger, usage
 from gateway.store.database import Database
 from gateway.store.schema import models, pools
 
@@ -272,14 +272,14 @@ class _Admin:
             raise HTTPException(400, "by: expected key, model or day")
         await self._deps.ship()
         since_ms = _since_ms(request)
-        return _json({"data": await ledger.summary(self._db, by, since_ms)})  # type: ignore[arg-type]
+        return _json({"data": await usage.summary(self._db, by, since_ms)})  # type: ignore[arg-type]
 
     async def records(self, request: Request) -> Response:
         query = request.query_params
         limit = _number(query.get("limit", "1000"), "limit", 1, RECORDS_PER_PAGE_MAX)
         after = _number(query.get("cursor", query.get("after", "0")), "cursor", 0, 1 << 62)
         await self._deps.ship()
-        page, cursor = await ledger.read_records(
+        page, cursor = await usage.read_records(
             self._db, after_id=after, limit=limit, since_ms=_since_ms(request)
         )
         return _json({"data": page, "next": None if cursor is None else str(cursor)})

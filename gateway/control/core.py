@@ -5,6 +5,7 @@ Built once by a composition root, opened, closed. Not here: processes, sockets, 
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -34,7 +35,7 @@ from gateway.metering.inquest import context_from
 from gateway.metering.shipper import Shipper
 from gateway.settings import Settings
 from gateway.store.database import PepperMismatch, open_database
-from gateway.store.ledger import insert_records, known_ids
+from gateway.store.ledger import Pair, count_quarantined, insert_records, known_ids
 from gateway.wire.fetch import fetch
 from quotas.ports import QuotaStore
 from routing.topology import Endpoint
@@ -79,7 +80,7 @@ class Core:
         self.feed = Feed(Loader(self.db), self.link, data_dir / "snapshot")
         self.shipper = Shipper(
             data_dir,
-            lambda batch: insert_records(self.db, batch),
+            self._insert,
             store,
             context_from(self.feed.snapshot),
             known=lambda ids: known_ids(self.db, ids),
@@ -90,6 +91,7 @@ class Core:
         self.announcements: Announcements | None = None
         if settings.redis_url:  # one that other hosts may share
             self.announcements = Announcements(settings.redis_url, self.feed.poll)
+        self._quarantined_rows = 0
         self._pepper = pepper.encode()
         self._operator_token = operator_token
 
@@ -164,12 +166,25 @@ class Core:
         except (SQLAlchemyError, OSError) as error:
             _log.warning("usage is shown without what waits to ship: %s", type(error).__name__)
 
+    async def _insert(self, batch: list[Pair]) -> None:
+        inserted = await insert_records(self.db, batch)
+        if inserted.quarantined:
+            self._quarantined_rows += inserted.quarantined
+            _log.error("%d records were put aside: see usage_quarantine", inserted.quarantined)
+
+    async def _quarantined(self) -> int:
+        """Records put aside on this host or in the database; the last number while that is away."""
+        with contextlib.suppress(SQLAlchemyError, OSError):
+            self._quarantined_rows = await count_quarantined(self.db)
+        return self._quarantined_rows + self.shipper.count_unreadable()
+
     async def _metrics(self) -> bytes:
         lag = self.shipper.lag()
         own = {
             "tf_ledger_lag_seconds": lag.oldest_unshipped_s,
             "tf_ledger_unshipped_records": lag.unshipped,
             "tf_ledger_unsettled_records": lag.unsettled,
+            "tf_ledger_quarantined_records": await self._quarantined(),
             "tf_data_processes": len(self.link.peers),
         }
         return render(self.totals.sums(), own)

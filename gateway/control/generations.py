@@ -17,7 +17,8 @@ from gateway.metering.board import find_slot
 from gateway.metering.incarnation import BOARD, all_folders
 from gateway.metering.slots import SlotImage
 from gateway.store.database import Database
-from gateway.store.ledger import find_record, money, timestamp
+from gateway.store.ledger import money, timestamp
+from gateway.store.usage import find_record
 from quotas.record import AttemptEntry, decode
 
 #: Our id, bare or as engines give it back: ``chatcmpl-<id>``, ``cmpl-<id>``, ``embd-<id>``.

@@ -138,6 +138,11 @@ class Shipper:
             max((_age_s(backlog) for backlog in backlogs), default=0.0),
         )
 
+    def count_unreadable(self) -> int:
+        """Payloads put aside as files and not dealt with yet: an operator removes the file."""
+        kept = self._data_dir / QUARANTINE
+        return sum(1 for _ in kept.glob("*.record")) if kept.is_dir() else 0
+
     async def close(self) -> None:
         """Write the marks that came and let go of the folders in hand."""
         async with self._pass:

@@ -1,68 +1,81 @@
-"""Usage records in SQL: inserted once for ever, read oldest first, summed.
+"""Usage records into SQL: each once for ever, with its cost and its attempts.
 
-The same request id with another payload is quarantined, never overwritten. Cost is computed here,
-once, from the price version that the record froze at admission.
+The same request id with another payload is put aside, never written over; so is what no ledger can
+hold, with the reason. Both are alarms (``count_quarantined``), and neither holds up the records
+around it. Cost is computed here, once, from the price version that the record froze at admission.
+Not here: reading records (``gateway.store.usage``).
 """
 
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
-from sqlalchemy import RowMapping, func, insert, select
+from sqlalchemy import func, insert, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.database import Database
-from gateway.store.schema import (
-    keys,
-    models,
-    price_versions,
-    prices,
-    projects,
-    tenants,
-    usage_quarantine,
-    usage_records,
-)
+from gateway.store.schema import price_versions, prices, usage_quarantine, usage_records
 from quotas.pricing import cost_by_meter
-from quotas.record import UsageRecord
+from quotas.record import AttemptEntry, UsageRecord
+from quotas.settlement import unbilled_ms
 
-DAY_MS = 86_400_000
 NANO = 1_000_000_000
-By = Literal["key", "model", "day"]
+ID_MAX = (1 << 63) - 1
+#: What one request may say and be believed: far above any, far below where sums leave 64 bits.
+TOKENS_MAX = 1 << 40
+COST_NANO_MAX = 10**17
+#: The end of year 9999: beyond it there is no date to show.
+TIME_MS_MAX = 253_402_300_799_999
+ATTEMPTS_MAX = 1_000
+#: SQLSTATE classes that speak of a row: data exception, integrity constraint violation.
+ROW_STATES = ("22", "23")
+
+Pair = tuple[bytes, UsageRecord]
+Book = tuple[str, Mapping[str, int]]
 
 
 class Inserted(msgspec.Struct, frozen=True):
+    """How many of a batch were new, known already, or put aside."""
+
     new: int
     duplicate: int
     quarantined: int
 
 
-async def insert_records(db: Database, batch: Sequence[tuple[bytes, UsageRecord]]) -> Inserted:
-    """Insert what is new. Raises only what the database raises when it is away."""
-    async with db.begin() as connection:
-        known = await _known_hashes(connection, [record.request_id for _, record in batch])
-        books = await _price_books(connection, {record.price_id for _, record in batch})
-        rows: list[dict[str, Any]] = []
-        odd: list[dict[str, Any]] = []
-        duplicates = 0
-        for payload, record in batch:
-            digest = hashlib.sha256(payload).digest()[:16]
-            seen = known.get(record.request_id)
-            if seen is None:
-                known[record.request_id] = digest
-                rows.append(_row(payload, digest, record, books.get(record.price_id)))
-            elif seen == digest:
-                duplicates += 1
-            else:
-                odd.append({"request_id": record.request_id, "payload_hash": digest,
-                            "payload": payload, "seen_ms": time.time_ns() // 1_000_000})  # fmt: skip
-        if rows:
-            await connection.execute(insert(usage_records), rows)
-        for each in odd:
-            await _quarantine(connection, each)
-    return Inserted(len(rows), duplicates, len(odd))
+class Entry(msgspec.Struct, frozen=True):
+    """A new record on its way in. ``row`` is its line of ``usage_records``."""
+
+    record: UsageRecord
+    row: dict[str, Any]
+
+
+class Sorted(msgspec.Struct):
+    """A batch, told apart. ``aside``: payload, request id, and what is wrong."""
+
+    new: list[Entry]
+    duplicates: int
+    aside: list[tuple[bytes, str, str]]
+
+
+async def insert_records(db: Database, batch: Sequence[Pair]) -> Inserted:
+    """Insert what is new, in one transaction. Raises only what the database raises when it is away:
+    where it refuses a row, the records enter one by one and the refused are put aside.
+    """
+    try:
+        return await _insert(db, batch)
+    except (DBAPIError, ValueError, OverflowError) as error:
+        if not _speaks_of_a_row(error):
+            raise
+    each = [await _insert_alone(db, pair) for pair in batch]
+    return Inserted(
+        sum(one.new for one in each),
+        sum(one.duplicate for one in each),
+        sum(one.quarantined for one in each),
+    )
 
 
 async def known_ids(db: Database, request_ids: Sequence[str]) -> set[str]:
@@ -71,82 +84,120 @@ async def known_ids(db: Database, request_ids: Sequence[str]) -> set[str]:
         return set(await _known_hashes(connection, request_ids))
 
 
-async def find_record(db: Database, request_id: str, key_id: int) -> dict[str, Any] | None:
-    """One record of that key, with its payload and the model's name; None for another key's."""
-    query = (
-        select(usage_records, models.c.name.label("model"))
-        .outerjoin(models, usage_records.c.model_id == models.c.id)
-        .where(usage_records.c.request_id == request_id, usage_records.c.key_id == key_id)
-    )
+async def count_quarantined(db: Database) -> int:
+    """Records put aside and not dealt with yet: an operator deletes the row when it is."""
     async with db.read() as connection:
-        row = (await connection.execute(query)).mappings().one_or_none()
-    return None if row is None else dict(row)
+        return await connection.scalar(select(func.count()).select_from(usage_quarantine)) or 0
 
 
-async def read_records(
-    db: Database, *, after_id: int = 0, limit: int = 1000, since_ms: int = 0
-) -> tuple[list[dict[str, Any]], int | None]:
-    """A page, oldest first, with names; and the cursor of the next page, None at the end."""
-    query = (
-        select(
-            usage_records,
-            tenants.c.name.label("tenant"),
-            projects.c.name.label("project"),
-            keys.c.name.label("key"),
-            models.c.name.label("model"),
-            price_versions.c.version.label("price_version"),
-        )
-        .outerjoin(tenants, usage_records.c.tenant_id == tenants.c.id)
-        .outerjoin(projects, usage_records.c.project_id == projects.c.id)
-        .outerjoin(keys, usage_records.c.key_id == keys.c.id)
-        .outerjoin(models, usage_records.c.model_id == models.c.id)
-        .outerjoin(price_versions, usage_records.c.price_id == price_versions.c.id)
-        .where(usage_records.c.id > after_id, usage_records.c.started_ms >= since_ms)
-        .order_by(usage_records.c.id)
-        .limit(limit + 1)
-    )
-    async with db.read() as connection:
-        rows = list((await connection.execute(query)).mappings())
-    page = rows[:limit]
-    return [_shown(row) for row in page], page[-1]["id"] if len(rows) > limit else None
+def flaw_of(record: UsageRecord) -> str:
+    """Why no ledger can hold the record: the name of a field; empty when it is sound."""
+    if not (0 < len(record.request_id) <= 64 and record.request_id.isascii()):  # noqa: PLR2004
+        return "request_id"
+    if not record.request_id.isprintable():
+        return "request_id"
+    for name in ("tenant_id", "project_id", "key_id", "model_id", "price_id"):
+        if not 0 <= getattr(record, name) <= ID_MAX:
+            return name
+    for counts in (record.usage, record.billed):
+        for name, count in counts.items():
+            if not 0 <= count <= TOKENS_MAX:
+                return name
+    for name in ("started_ms", "ttft_ms", "total_ms"):
+        if not -1 <= getattr(record, name) <= TIME_MS_MAX:
+            return name
+    if not 0 <= record.choices <= TOKENS_MAX or not 0 <= record.status <= 999:  # noqa: PLR2004
+        return "choices or status"
+    return _flaw_of_attempts(record)
 
 
-async def summary(db: Database, by: By, since_ms: int = 0) -> list[dict[str, Any]]:
-    """Sums per key path, model name or UTC day, and per currency."""
-    group = {
-        "key": tenants.c.name + "/" + projects.c.name + "/" + keys.c.name,
-        "model": models.c.name,
-        "day": usage_records.c.started_ms // DAY_MS,
-    }[by]
-    total = [
-        func.sum(usage_records.c[column]).label(column)
-        for column in ("prompt_tokens", "cached_tokens", "completion_tokens", "cost_nano")
-    ]
-    query = (
-        select(group.label("named"), usage_records.c.currency, func.count().label("requests"),
-               *total)
-        .outerjoin(tenants, usage_records.c.tenant_id == tenants.c.id)
-        .outerjoin(projects, usage_records.c.project_id == projects.c.id)
-        .outerjoin(keys, usage_records.c.key_id == keys.c.id)
-        .outerjoin(models, usage_records.c.model_id == models.c.id)
-        .where(usage_records.c.started_ms >= since_ms)
-        .group_by(group, usage_records.c.currency)
-        .order_by(group)
-    )  # fmt: skip
-    async with db.read() as connection:
-        rows = list((await connection.execute(query)).mappings())
-    return [
-        {
-            by: _day(int(row["named"])) if by == "day" else row["named"],
-            "requests": row["requests"],
-            "prompt_tokens": int(row["prompt_tokens"]),
-            "cached_tokens": int(row["cached_tokens"]),
-            "completion_tokens": int(row["completion_tokens"]),
-            "cost": money(int(row["cost_nano"])),
-            "currency": row["currency"],
-        }
-        for row in rows
-    ]
+async def _insert(db: Database, batch: Sequence[Pair]) -> Inserted:
+    """All or nothing."""
+    sound = [record for _, record in batch if not flaw_of(record)]
+    async with db.begin() as connection:
+        known = await _known_hashes(connection, [record.request_id for record in sound])
+        books = await _price_books(connection, {record.price_id for record in sound})
+        found = _sort(batch, known, books)
+        if found.new:
+            await _enter(connection, found.new)
+        for payload, request_id, reason in found.aside:
+            await _quarantine(connection, payload, request_id, reason)
+    return Inserted(len(found.new), found.duplicates, len(found.aside))
+
+
+async def _enter(connection: AsyncConnection, new: Sequence[Entry]) -> None:
+    """Everything that new records leave in the database, in the caller's transaction."""
+    await connection.execute(insert(usage_records), [each.row for each in new])
+
+
+def _sort(batch: Sequence[Pair], known: dict[str, bytes], books: Mapping[int, Book]) -> Sorted:
+    """What of a batch is new, known, or wrong. ``known`` takes in what is new."""
+    found = Sorted([], 0, [])
+    for payload, record in batch:
+        digest = _digest(payload)
+        flaw = flaw_of(record)
+        seen = None if flaw else known.get(record.request_id)
+        if seen == digest:
+            found.duplicates += 1
+            continue
+        if seen is not None:
+            flaw = "another payload"
+        if not flaw:
+            row = _row(payload, digest, record, books.get(record.price_id))
+            if row["cost_nano"] <= COST_NANO_MAX:
+                known[record.request_id] = digest
+                found.new.append(Entry(record, row))
+                continue
+            flaw = "cost_nano"
+        found.aside.append((payload, record.request_id, flaw))
+    return found
+
+
+async def _insert_alone(db: Database, pair: Pair) -> Inserted:
+    """One record, or the reason why not. Another host may have written it since we looked."""
+    payload, record = pair
+    for last in (False, True):
+        try:
+            return await _insert(db, [pair])
+        except (DBAPIError, ValueError, OverflowError) as error:
+            if not _speaks_of_a_row(error):
+                raise
+            reason = type(getattr(error, "orig", None) or error).__name__
+            if last:
+                async with db.begin() as connection:
+                    await _quarantine(connection, payload, record.request_id, reason)
+    return Inserted(0, 0, 1)
+
+
+def _speaks_of_a_row(error: Exception) -> bool:
+    """Whether the database (or its driver) found a value wrong, rather than being away itself."""
+    if not isinstance(error, DBAPIError):
+        return True  # an integer beyond SQLite's, a text that is no UTF-8
+    state = str(getattr(error.orig, "sqlstate", None) or "")
+    if state.startswith(ROW_STATES):
+        return True
+    names = {type(error).__name__, type(error.orig).__name__}
+    if names & {"IntegrityError", "DataError"}:
+        return True
+    return isinstance(error.orig and error.orig.__cause__, ValueError)  # asyncpg: cannot be sent
+
+
+def _digest(payload: bytes) -> bytes:
+    return hashlib.sha256(payload).digest()[:16]
+
+
+def _flaw_of_attempts(record: UsageRecord) -> str:
+    if len(record.attempts) > ATTEMPTS_MAX:
+        return "attempts"
+    for each in record.attempts:
+        if not (each.endpoint.isprintable() and 0 <= each.endpoint_id <= ID_MAX):
+            return "attempts: endpoint"
+        if not 0 <= each.started_ms <= TIME_MS_MAX or not 0 <= each.ended_ms <= TIME_MS_MAX:
+            return "attempts: time"
+        for count in (each.prompt_tokens, each.completion_tokens, each.choices, each.status):
+            if not 0 <= count <= TOKENS_MAX:
+                return "attempts: count"
+    return ""
 
 
 def money(nano: int) -> str:
@@ -154,6 +205,12 @@ def money(nano: int) -> str:
     sign = "-" if nano < 0 else ""
     whole, rest = divmod(abs(nano), NANO)
     return f"{sign}{whole}.{rest:09d}".rstrip("0").rstrip(".")
+
+
+def timestamp(unix_ms: int) -> str:
+    """RFC 3339, UTC, milliseconds."""
+    moment = datetime.fromtimestamp(unix_ms / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 async def _known_hashes(
@@ -187,7 +244,7 @@ def _row(
     payload: bytes,
     digest: bytes,
     record: UsageRecord,
-    book: tuple[str, Mapping[str, int]] | None,
+    book: Book | None,
 ) -> dict[str, Any]:
     currency, nano = book or ("", {})
     usage = record.usage
@@ -213,55 +270,31 @@ def _row(
         "ttft_ms": record.ttft_ms,
         "total_ms": record.total_ms,
         "started_ms": record.started_ms,
+        "attempt_log": msgspec.json.encode([_logged(each) for each in record.attempts]).decode(),
+        "unbilled_ms": unbilled_ms(record),
         "cost_nano": sum(cost_by_meter(record.billed, nano).values()),
         "currency": currency,
     }
 
 
-async def _quarantine(connection: AsyncConnection, row: dict[str, Any]) -> None:
+def _logged(each: AttemptEntry) -> dict[str, Any]:
+    """An attempt by the names of its fields: the log is read by more than this program."""
+    return {name: getattr(each, name) for name in each.__struct_fields__}
+
+
+async def _quarantine(
+    connection: AsyncConnection, payload: bytes, request_id: str, reason: str
+) -> None:
+    """Put a payload aside, once, under a name that any database can hold."""
+    digest = _digest(payload)
+    name = request_id.encode("ascii", "backslashreplace").decode()[:64].replace("\0", "\\0")
     same = await connection.scalar(
         select(usage_quarantine.c.id).where(
-            usage_quarantine.c.request_id == row["request_id"],
-            usage_quarantine.c.payload_hash == row["payload_hash"],
+            usage_quarantine.c.request_id == name, usage_quarantine.c.payload_hash == digest
         )
     )
     if same is None:
-        await connection.execute(insert(usage_quarantine).values(**row))
-
-
-_COPIED = (
-    "request_id",
-    "tenant",
-    "project",
-    "key",
-    "model",
-    "endpoint",
-    "attempts",
-    "choices",
-    "prompt_tokens",
-    "cached_tokens",
-    "completion_tokens",
-    "reasoning_tokens",
-    "source",
-    "outcome",
-    "status",
-    "ttft_ms",
-    "total_ms",
-    "price_version",
-)
-
-
-def _shown(row: RowMapping) -> dict[str, Any]:
-    shown = {name: row[name] for name in _COPIED}
-    shown["started_at"] = timestamp(row["started_ms"])
-    return shown
-
-
-def timestamp(unix_ms: int) -> str:
-    """RFC 3339, UTC, milliseconds."""
-    moment = datetime.fromtimestamp(unix_ms / 1000, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _day(number: int) -> str:
-    return datetime.fromtimestamp(number * DAY_MS / 1000, UTC).date().isoformat()
+        row = {"request_id": name, "payload_hash": digest, "payload": payload, "reason": reason}
+        await connection.execute(
+            insert(usage_quarantine).values(**row, seen_ms=time.time_ns() // 1_000_000)
+        )

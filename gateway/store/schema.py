@@ -158,6 +158,8 @@ usage_records = _table(
     Column("started_ms", BigInteger, nullable=False, index=True),
     Column("cost_nano", BigInteger, nullable=False),
     Column("currency", Text, nullable=False),
+    Column("attempt_log", Text, nullable=False, server_default="[]"),  # JSON: one object an attempt
+    Column("unbilled_ms", BigInteger, nullable=False, server_default="0"),
 )
 usage_quarantine = _table(
     "usage_quarantine",
@@ -165,6 +167,7 @@ usage_quarantine = _table(
     Column("payload_hash", LargeBinary, nullable=False),
     Column("payload", LargeBinary, nullable=False),
     Column("seen_ms", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False, server_default=""),
     UniqueConstraint("request_id", "payload_hash"),
 )
 

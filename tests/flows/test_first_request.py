@@ -72,6 +72,7 @@ def test_record_has_the_fields_that_scripts_rely_on(served):
         "request_id", "tenant", "project", "key", "model", "endpoint", "attempts", "choices",
         "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "source",
         "outcome", "status", "ttft_ms", "total_ms", "price_version", "started_at",
+        "attempt_log", "unbilled_ms",
     }  # fmt: skip
     assert (record["tenant"], record["project"], record["key"]) == ("acme", "chatbot", "ci")
     assert (record["endpoint"], record["attempts"], record["status"]) == (engine.url, 1, 200)

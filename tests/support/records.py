@@ -10,7 +10,8 @@ START_MS = 1_800_000_000_000
 FIELDS = [
     "request_id", "tenant", "project", "key", "model", "endpoint", "attempts", "choices",
     "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "source",
-    "outcome", "status", "ttft_ms", "total_ms", "price_version", "started_at",
+    "outcome", "status", "ttft_ms", "total_ms", "unbilled_ms", "price_version",
+    "attempt_log", "started_at",
 ]  # fmt: skip
 
 

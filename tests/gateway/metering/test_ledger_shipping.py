@@ -10,7 +10,8 @@ from pathlib import Path
 from gateway.metering.incarnation import all_folders
 from gateway.metering.shipper import Shipper
 from gateway.store.database import Database, open_database
-from gateway.store.ledger import insert_records, known_ids, read_records
+from gateway.store.ledger import insert_records, known_ids
+from gateway.store.usage import read_records
 from quotas.limits import Charge
 from quotas.store.memory import MemoryStore
 from tests.support.lives import CONTEXT, EPOCH, LIMITS, REQUEST_ID, RESERVED_TOKENS

@@ -1,18 +1,25 @@
-"""Usage records: once for ever, priced once, read oldest first, summed."""
+"""Usage records enter once for ever, priced once; what cannot is put aside and holds up nobody."""
 
+import asyncio
 import time
+from pathlib import Path
+from typing import Any
 
 import msgspec
+import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.store import ledger
-from gateway.store.database import Database
-from gateway.store.ledger import insert_records, known_ids, read_records, summary
-from gateway.store.schema import keys, models, price_versions, usage_quarantine, usage_records
+from gateway.store.database import Database, open_database
+from gateway.store.ledger import count_quarantined, insert_records, known_ids
+from gateway.store.schema import usage_quarantine, usage_records
+from gateway.store.usage import read_records, summary
+from quotas.record import AttemptEntry
 from tests.support.applying import FULL, apply
 from tests.support.databases import database_url, db
 from tests.support.postgres import postgres
-from tests.support.records import FIELDS, START_MS, record
+from tests.support.records import record
 
 __all__ = ["database_url", "db", "postgres"]
 
@@ -38,43 +45,6 @@ async def test_known_ids_are_those_of_the_ledger(db: Database) -> None:
     assert await known_ids(db, []) == set()
 
 
-async def test_a_record_is_shown_with_names_and_exactly_its_fields(db: Database) -> None:
-    await apply(db, FULL)
-    async with db.read() as connection:
-        named = {
-            "key_id": await connection.scalar(select(keys.c.id).where(keys.c.name == "ci")),
-            "model_id": await connection.scalar(select(models.c.id)),
-            "price_id": await connection.scalar(select(price_versions.c.id)),
-        }
-    await insert_records(db, [record(1, **named)])
-    (shown,), cursor = await read_records(db)
-    assert list(shown) == FIELDS
-    assert cursor is None
-    assert (shown["tenant"], shown["project"], shown["key"], shown["model"]) == (
-        "acme", "bot", "ci", "llama",
-    )  # fmt: skip
-    assert shown["price_version"] == 1
-    assert shown["endpoint"] == "http://10.0.0.5:8000"
-    assert shown["started_at"] == "2027-01-15T08:00:00.001Z"
-
-
-async def test_a_record_of_rows_nobody_knows_is_still_shown(db: Database) -> None:
-    await insert_records(db, [record(1, key_id=99, attempts=())])
-    (shown,), _ = await read_records(db)
-    assert (shown["tenant"], shown["key"], shown["endpoint"]) == (None, None, "")
-    assert shown["prompt_tokens"] == 10
-
-
-async def test_pages_follow_the_cursor_oldest_first_without_gaps(db: Database) -> None:
-    await insert_records(db, [record(number) for number in range(25)])
-    seen: list[str] = []
-    after: int | None = 0
-    while after is not None:
-        page, after = await read_records(db, after_id=after, limit=10)
-        seen += [each["request_id"] for each in page]
-    assert seen == [f"{number:032x}" for number in range(25)]
-
-
 async def test_cost_is_computed_once_and_a_new_price_changes_no_history(db: Database) -> None:
     await apply(db, FULL)
     million = {"input": 1_000_000, "cached_input": 1_000_000, "output": 1_000_000}
@@ -86,23 +56,6 @@ async def test_cost_is_computed_once_and_a_new_price_changes_no_history(db: Data
     assert (summed["model"], summed["cost"], summed["currency"]) == ("llama", "0.55", "USD")
 
 
-async def test_sums_per_key_model_and_day(db: Database) -> None:
-    await apply(db, FULL)
-    day_ms = 86_400_000
-    # 08:00 and 23:00 of one day are that day, on a database that rounds too.
-    batch = [record(1), record(2, started_ms=START_MS + 15 * day_ms // 24), record(3)]
-    batch.append(record(4, started_ms=START_MS + day_ms))
-    await insert_records(db, batch)
-    (by_key,) = await summary(db, "key")
-    assert (by_key["key"], by_key["requests"], by_key["prompt_tokens"]) == ("acme/bot/ci", 4, 40)
-    days = await summary(db, "day")
-    assert [(each["day"], each["requests"]) for each in days] == [
-        ("2027-01-15", 3),
-        ("2027-01-16", 1),
-    ]
-    assert (await summary(db, "day", START_MS + day_ms))[0]["requests"] == 1
-
-
 async def test_5000_records_a_second_are_no_effort(db: Database) -> None:
     batches = [[record(n) for n in range(s, s + 1_000)] for s in range(0, 5_000, 1_000)]
     began_s = time.perf_counter()
@@ -112,3 +65,97 @@ async def test_5000_records_a_second_are_no_effort(db: Database) -> None:
     # Loose: a shared machine. Alone it takes a tenth.
     assert took_s < 4.0
     print(f"5,000 records in {took_s:.2f} s")
+
+
+#: Values that no ledger holds, or that would break whoever reads it.
+FLAWS = {
+    "an integer beyond 63 bits": {"usage": {"prompt_tokens": 1 << 63}},
+    "a count below zero": {"usage": {"completion_tokens": -1}},
+    "a cost beyond all sums": {"billed": {"input": 1 << 40, "output": 1 << 40}},
+    "an id that is no text of ours": {"request_id": "a\x00b"},
+    "half a character": {"request_id": "\ud800"},
+    "a key id beyond 63 bits": {"key_id": 1 << 63},
+    "a day after the last": {"started_ms": 1 << 62},
+    "an attempt of no time": {"attempts": (AttemptEntry(1, "http://a", -5, 0, 0, 0, 0, 1),)},
+    "an endpoint with a zero byte": {"attempts": (AttemptEntry(1, "a\x00", 0, 0, 0, 0, 0, 1),)},
+    "an embedded line end": {"attempts": (AttemptEntry(1, "a\n", 0, 0, 0, 0, 0, 1),)},
+}
+
+
+async def test_what_no_ledger_can_hold_is_put_aside_and_holds_up_nobody(db: Database) -> None:
+    await apply(db, DEAR)
+    odd = [
+        (flaw.encode(), msgspec.structs.replace(record(number)[1], **fields))
+        for number, (flaw, fields) in enumerate(FLAWS.items(), 10)
+    ]
+    batch = [record(1), *odd, record(3)]
+    assert await insert_records(db, batch) == ledger.Inserted(2, 0, len(odd))
+    assert await insert_records(db, batch) == ledger.Inserted(0, 2, len(odd))
+    assert await count_quarantined(db) == len(odd)
+    aside = await quarantine(db)
+    assert {bytes(each["payload"]) for each in aside} == {flaw.encode() for flaw in FLAWS}
+    assert all(each["reason"] for each in aside)
+    await read_records(db)
+    await summary(db, "day")
+
+
+#: A price at which 2^41 tokens cost more than the ledger believes.
+DEAR = {
+    "pools": [{"name": "p", "endpoints": [{"url": "http://10.0.0.5:8000"}]}],
+    "models": [
+        {
+            "name": "m",
+            "pool": "p",
+            "price": {"currency": "USD", "input": "999999999", "output": "999999999"},
+        }
+    ],
+}
+
+
+async def quarantine(db: Database) -> list[dict[str, Any]]:
+    async with db.read() as connection:
+        return [
+            dict(row) for row in (await connection.execute(select(usage_quarantine))).mappings()
+        ]
+
+
+async def test_what_only_the_database_finds_wrong_is_put_aside_too(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "flaw_of", lambda _: "")
+    flaws: list[dict[str, Any]] = [
+        {"total_ms": 1 << 63},
+        {"tenant_id": 1 << 64},
+        {"source": "\ud800"},
+        {"outcome": "a\x00b"},
+    ]
+    odd = [
+        (b"%d" % number, msgspec.structs.replace(record(number)[1], **fields))
+        for number, fields in enumerate(flaws, 10)
+    ]
+    refused = len(odd) - db.is_sqlite  # it holds a zero byte in a text
+    found = await insert_records(db, [record(1), *odd, record(3)])
+    assert (found.quarantined, found.duplicate) == (refused, 0)
+    async with db.read() as connection:
+        names = set(await connection.scalars(select(usage_records.c.request_id)))
+    assert {record(1)[1].request_id, record(3)[1].request_id} <= names
+    assert len(names) == 2 + len(odd) - refused
+
+
+async def test_a_database_that_is_away_is_no_flaw_of_a_record(tmp_path: Path) -> None:
+    closed = open_database(None, tmp_path)  # never migrated: there is no table
+    with pytest.raises(SQLAlchemyError):
+        await insert_records(closed, [record(1)])
+    await closed.close()
+    nowhere = open_database("postgresql://u@127.0.0.1:1/nothing", tmp_path)
+    with pytest.raises((SQLAlchemyError, OSError)):
+        await insert_records(nowhere, [record(1)])
+    await nowhere.close()
+
+
+async def test_two_hosts_that_ship_the_same_records_enter_each_once(db: Database) -> None:
+    batch = [record(number) for number in range(200)]
+    found = await asyncio.gather(*(insert_records(db, batch) for _ in range(4)))
+    assert sum(each.new for each in found) == 200
+    assert sum(each.duplicate for each in found) == 600
+    assert await count_quarantined(db) == 0
