@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Self
 
 import profiler
 from rig import Engine, Gateway, Nginx, RigError, Valkey, compiled, cpu_s, load, pinned, pss_kb
@@ -135,7 +136,7 @@ class Rig:
         self.folder = Path(tempfile.mkdtemp(prefix="tf-compare-"))
         self.parts: list[Engine | Valkey | Nginx | Gateway] = []
 
-    def __enter__(self) -> "Rig":
+    def __enter__(self) -> Self:
         try:
             self.engine = Engine()
             self.parts.append(self.engine)

@@ -88,8 +88,8 @@ def svg(stacks: Stacks) -> str:
     total = sum(stacks.values()) or 1
     depth = max((len(stack) for stack in stacks), default=1)
     height = (depth + 2) * ROW
-    boxes = [f'<rect x="0" y="{height - ROW}" width="{WIDTH}" height="{ROW - 1}" fill="#ddd"/>'
-             f'<text x="3" y="{height - 5}">all: {total} samples</text>']  # fmt: skip
+    boxes = [(f'<rect x="0" y="{height - ROW}" width="{WIDTH}" height="{ROW - 1}" fill="#ddd"/>'
+             f'<text x="3" y="{height - 5}">all: {total} samples</text>')]  # fmt: skip
     for start, width, level, name in layout(stacks):
         if width * WIDTH < total * 0.5:
             continue
