@@ -43,6 +43,7 @@ from gateway.snapshot import Snapshot
 from gateway.telemetry.access import AccessLog, configure_logging
 from gateway.telemetry.counters import Counters
 from gateway.telemetry.tracing import Tracer
+from gateway.wire.cors import Cors
 from gateway.wire.deadlines import Wheel
 from gateway.wire.server import Server
 from quotas.errors import StoreUnavailable
@@ -103,6 +104,9 @@ class DataPlane:
             _refuse,
             self.wheel,
             trusted_networks(settings.trusted_proxies),
+            proxy_protocol=settings.proxy_protocol,
+            cors=cors_of(settings.cors_origins),
+            on_refused=self._count_refused,
         )
 
     # -- building ----------------------------------------------------------------------------
@@ -301,6 +305,9 @@ class DataPlane:
         )
         self.link.send("counters", msgspec.msgpack.encode(message))
 
+    def _count_refused(self, reason: str) -> None:
+        self.counters.add("tf_head_refusals_total", reason)
+
     def readiness(self) -> dict[str, object]:
         """Whether new requests are served, why not, and how old the snapshot is."""
         age_s = self._monotonic() - self.snapshot_heard_s
@@ -378,6 +385,12 @@ def trusted_networks(
 ) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
     """``TF_TRUSTED_PROXIES`` as networks; raises ``ValueError`` naming the bad one."""
     return tuple(ipaddress.ip_network(each.strip()) for each in text.split(",") if each.strip())
+
+
+def cors_of(text: str) -> Cors | None:
+    """``TF_CORS_ORIGINS``; None where it names nobody."""
+    origins = frozenset(each.strip().encode() for each in text.split(",") if each.strip())
+    return Cors(origins) if origins else None
 
 
 def unix_ms() -> int:

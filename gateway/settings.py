@@ -7,6 +7,7 @@ which are rows in the database. ``load`` is the only reader of the environment's
 and is handed them.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -31,6 +32,9 @@ class WireSettings(msgspec.Struct, frozen=True, kw_only=True):
     body_bytes_per_s_min: Annotated[int, Meta(ge=0, description="slowest body accepted")] = 1_000
     idle_s: Annotated[float, Meta(gt=0, description="an idle keep-alive connection lives")] = 75.0
     stall_s: Annotated[float, Meta(gt=0, description="a reader that does not read lives")] = 30.0
+    linger_s: Annotated[
+        float, Meta(gt=0, description="a refused client gets to send on, so that it reads why")
+    ] = 5.0
     connections_max: Annotated[int, Meta(ge=1, description="connections of one process")] = 10_000
     connections_per_address_max: Annotated[
         int, Meta(ge=1, description="connections from one address")
@@ -93,6 +97,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     trusted_proxies: Annotated[
         str, Meta(description="comma-separated addresses or networks whose X-Forwarded-For counts")
     ] = ""
+    proxy_protocol: Annotated[
+        bool,
+        Meta(description="trusted proxies begin each connection with a PROXY header (v1 or v2)"),
+    ] = False
+    cors_origins: Annotated[
+        str, Meta(description="comma-separated origins whose pages may call the API; none = off")
+    ] = ""
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="least severe log line")
     ] = "info"
@@ -114,6 +125,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     wire: WireSettings = WireSettings()
 
 
+#: Scheme, host and port; no path, no upper case, no wildcard.
+ORIGIN = re.compile(r"https?://(?:[0-9a-z._-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
 #: How near an unknown variable must be to count as mistyped: TF_PROT is, TF_CPP_MIN_LOG_LEVEL not.
 TYPO_RATIO = 0.8
 
@@ -186,6 +199,11 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str]) -> Loaded:
         branch[field.path[-1]] = _value(field, origin, text)
     settings = msgspec.convert(tree, Settings)
     _check_proxies(settings.trusted_proxies, origins["trusted_proxies"])
+    if settings.proxy_protocol and not settings.trusted_proxies.strip():
+        raise SettingsError(
+            f"{origins['proxy_protocol']}=true: expected TF_TRUSTED_PROXIES to name the proxies"
+        )
+    _check_origins(settings.cors_origins, origins["cors_origins"])
     return Loaded(settings, origins, tuple(ignored))
 
 
@@ -286,6 +304,15 @@ def _check_proxies(text: str, origin: str) -> None:
                 f"{origin}={text!r}: expected comma-separated addresses or networks, "
                 f"e.g. 127.0.0.1,10.0.0.0/8; {part.strip()!r} is neither"
             ) from None
+
+
+def _check_origins(text: str, origin: str) -> None:
+    for part in text.split(",") if text.strip() else ():
+        if not ORIGIN.fullmatch(part.strip()):
+            raise SettingsError(
+                f"{origin}={text!r}: expected comma-separated origins as browsers write them, "
+                f"e.g. https://app.example.com,http://localhost:3000; {part.strip()!r} is none"
+            )
 
 
 def _bare(hint: Any) -> Any:

@@ -58,6 +58,7 @@ PROVEN_ELSEWHERE = {
     "gateway.metering.desk": "flows/test_crashes.py gateway/metering/test_kill_points.py",
     "gateway.routes": "flows/test_first_request.py",
     "gateway.wire.relay": "flows/test_first_request.py flows/test_endings.py",
+    "gateway.wire.connection": "gateway/wire/test_server.py flows/test_malformed.py",
     "gateway.wire.reply": "gateway/wire/test_server.py",
     "gateway.wire.request": "gateway/wire/test_server.py",
     "gateway.wire.watch": "flows/test_endings.py",

@@ -24,7 +24,7 @@ HELP = {
     "tf_connections_open": "Client connections open now.",
     "tf_upstream_misconfigured_total": "Attempts that an engine refused for our credential, path or model name.",
     "tf_internal_errors_total": "Errors that are our own fault.",
-    "tf_head_refusals_total": "Request heads refused, by reason.",
+    "tf_head_refusals_total": "Requests refused before any handler saw them, by reason.",
     "tf_snapshot_version": "Version of the snapshot held.",
 }
 LABELS = {

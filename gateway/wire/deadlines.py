@@ -11,35 +11,43 @@ import logging
 from collections.abc import Callable
 
 SLOTS = 512
+#: A tick that does not come.
+NEVER = 1 << 62
 log = logging.getLogger("gateway.wire.deadlines")
 
 
 class Deadline:
-    """``due`` is in ticks; a moved deadline is re-placed when its old slot comes round."""
+    """``due`` is in ticks; ``at``: the tick at which its slot comes round, never after ``due``.
 
-    __slots__ = ("_wheel", "callback", "due", "slot")
+    One that has fired rests until it is moved; a cancelled one is done for good.
+    """
+
+    __slots__ = ("_wheel", "at", "callback", "due", "slot")
 
     def __init__(self, wheel: "Wheel", due: int, callback: Callable[[], None]) -> None:
         self._wheel = wheel
         self.due = due
+        self.at = NEVER
         self.callback: Callable[[], None] | None = callback
         self.slot: set[Deadline] | None = None
 
     def cancel(self) -> None:
         """It never fires; safe to repeat."""
         self.callback = None
+        self.due = self.at = NEVER
         if self.slot is not None:
             self.slot.discard(self)
             self.slot = None
 
     def move(self, delay_s: float) -> None:
-        """Due ``delay_s`` from now; a later due time only stores a number."""
-        due = self._wheel.tick_at(delay_s)
-        if due >= self.due:
-            self.due = due
-        elif self.callback is not None:
-            self.due = due
+        """Due ``delay_s`` from now; only a time before its slot's costs more than a number."""
+        self.due = self._wheel.tick_at(delay_s)
+        if self.due < self.at and self.callback is not None:
             self._wheel.place(self)
+
+    def rest(self) -> None:
+        """Due at no time until it is moved."""
+        self.due = NEVER
 
 
 class Wheel:
@@ -75,7 +83,8 @@ class Wheel:
     def place(self, deadline: Deadline) -> None:
         if deadline.slot is not None:
             deadline.slot.discard(deadline)
-        slot = self._slots[min(deadline.due, self._now + SLOTS - 1) % SLOTS]
+        deadline.at = min(deadline.due, self._now + SLOTS - 1)
+        slot = self._slots[deadline.at % SLOTS]
         slot.add(deadline)
         deadline.slot = slot
 
@@ -90,12 +99,12 @@ class Wheel:
         for deadline in due:
             callback = deadline.callback
             if callback is None or deadline.slot is not slot:
-                continue
+                continue  # cancelled, or moved, by one that fired before it in this tick
             deadline.slot = None
             if deadline.due > self._now:
                 self.place(deadline)
                 continue
-            deadline.callback = None
+            deadline.due = deadline.at = NEVER
             try:
                 callback()
             except Exception:  # one deadline's bug must not stop the others

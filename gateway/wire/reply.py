@@ -12,7 +12,9 @@ from gateway.wire.heads import Headers
 
 
 class Reply:
-    """``gone``: the client has left (closed, half-closed, reset, or does not read)."""
+    """``gone``: the client has left (closed, half-closed, reset, or does not read). ``grants``:
+    header pairs that every answer carries.
+    """
 
     __slots__ = (
         "_chunked",
@@ -23,6 +25,7 @@ class Reply:
         "bytes_out",
         "done",
         "gone",
+        "grants",
         "on_gone",
         "on_pause",
         "on_resume",
@@ -47,6 +50,7 @@ class Reply:
         self.done = False
         self.gone = False
         self.bytes_out = 0
+        self.grants: Headers = ()
         self.on_gone: Callable[[], None] | None = None
         self.on_pause: Callable[[], None] | None = None
         self.on_resume: Callable[[], None] | None = None
@@ -57,7 +61,10 @@ class Reply:
             return
         self.started = True
         self._close = self._close or close
-        data = heads.head(status, headers, heads.sized(len(body)), close=self._close)
+        framing = heads.sized(len(body)) if status != 204 else b""  # noqa: PLR2004 -- RFC 9110 8.6
+        if self.grants:
+            headers = [*headers, *self.grants]
+        data = heads.head(status, headers, framing, close=self._close)
         self._write(data if self._is_head else data + body)
         self._end()
 
@@ -67,6 +74,8 @@ class Reply:
             return
         self.started = True
         framing = heads.CHUNKED if self._chunked else b""
+        if self.grants:
+            headers = [*headers, *self.grants]
         self._write(heads.head(status, headers, framing, close=self._close))
 
     def write(self, data: bytes) -> None:

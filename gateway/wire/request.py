@@ -10,7 +10,17 @@ class Request:
     X-Forwarded-For only where a trusted proxy says it.
     """
 
-    __slots__ = ("arrived_s", "body", "headers", "method", "path", "peer", "query", "target")
+    __slots__ = (
+        "arrived_s",
+        "body",
+        "fields",
+        "headers",
+        "method",
+        "path",
+        "peer",
+        "query",
+        "target",
+    )
 
     def __init__(
         self,
@@ -20,6 +30,7 @@ class Request:
         body: bytes,
         peer: str,
         arrived_s: float,
+        fields: dict[bytes, bytes] | None = None,
     ) -> None:
         self.method = method
         self.target = target
@@ -27,22 +38,21 @@ class Request:
         self.path = path
         self.query = query
         self.headers = headers
+        self.fields = dict(reversed(headers)) if fields is None else fields
         self.body = body
         self.peer = peer
         self.arrived_s = arrived_s
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of a lower-case name."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return None
+        return self.fields.get(name)
 
 
-def client_address(peer: str, forwarded: bytes | None, trusted: Networks) -> str:
+def client_address(peer: str, headers: list[tuple[bytes, bytes]], trusted: Networks) -> str:
     """The rightmost address that no trusted proxy owns; the peer itself when it is a stranger."""
-    if not trusted or forwarded is None or not is_trusted(peer, trusted):
+    if not is_trusted(peer, trusted):
         return peer
+    forwarded = b",".join(value for name, value in headers if name == b"x-forwarded-for")
     address = peer
     for each in reversed(forwarded.decode("latin-1").split(",")):
         candidate = each.strip()

@@ -1,6 +1,8 @@
 """The front door, fed as bytes over real sockets."""
 
 import asyncio
+import contextlib
+import ipaddress
 import socket
 import time
 
@@ -9,10 +11,12 @@ import pytest
 from gateway.contract.errors import ContractError
 from gateway.errors import answer
 from gateway.settings import WireSettings
+from gateway.wire import connection, lobby, proxy_header
+from gateway.wire.cors import Cors
 from gateway.wire.deadlines import Wheel
 from gateway.wire.server import Server
 
-QUICK = WireSettings(head_s=0.3, body_s=0.3, idle_s=0.3, stall_s=0.3, tick_s=0.02)
+QUICK = WireSettings(head_s=0.3, body_s=0.3, idle_s=0.3, stall_s=0.3, linger_s=0.3, tick_s=0.02)
 JSON = (b"content-type", b"application/json")
 
 
@@ -24,11 +28,14 @@ def refuse(error):
 class Door:
     """A server on loopback whose handler echoes; ``seen`` holds what reached it."""
 
-    def __init__(self, settings):
+    def __init__(self, settings, **options):
         self.seen = []
+        self.refused = []
         self.handler = self.echo
         self.wheel = Wheel(settings.tick_s, asyncio.get_running_loop())
-        self.server = Server(settings, self.handle, refuse, self.wheel)
+        self.server = Server(
+            settings, self.handle, refuse, self.wheel, on_refused=self.refused.append, **options
+        )
 
     async def handle(self, request, reply):
         await self.handler(request, reply)
@@ -55,14 +62,29 @@ class Door:
         finally:
             writer.close()
 
+    async def stop(self):
+        self.server.close()
+        await asyncio.sleep(0.01)
+        self.wheel.stop()
+
 
 @pytest.fixture
-async def door():
-    made = await Door(QUICK).start()
-    yield made
-    made.server.close()
-    await asyncio.sleep(0.01)
-    made.wheel.stop()
+async def opened():
+    """``await opened(settings, **options)`` gives a door; all are closed at the end."""
+    doors = []
+
+    async def make(settings=QUICK, **options):
+        doors.append(await Door(settings, **options).start())
+        return doors[-1]
+
+    yield make
+    for door in doors:
+        await door.stop()
+
+
+@pytest.fixture
+async def door(opened):
+    return await opened()
 
 
 def post(body=b"", *lines, target=b"/v1/x", close=True):
@@ -337,17 +359,18 @@ async def test_drain_closes_idle_connections_and_waits_for_running_ones(door):
     writer.close()
 
 
-async def test_connections_from_one_address_are_capped():
-    door = await Door(WireSettings(connections_per_address_max=2, tick_s=0.02)).start()
+async def test_connections_from_one_address_are_capped(opened):
+    door = await opened(WireSettings(connections_per_address_max=2, tick_s=0.02))
     kept = [await asyncio.open_connection("127.0.0.1", door.port) for _ in range(2)]
     await asyncio.sleep(0.02)
 
     assert (await door.say(b"")).startswith(b"HTTP/1.1 503 ")
     for _, writer in kept:
         writer.close()
-    door.server.close()
-    await asyncio.sleep(0.01)
-    door.wheel.stop()
+    await asyncio.sleep(0.02)
+
+    assert (await door.say(post(b"hi"))).endswith(b"1:hi")
+    assert door.refused == ["NoCapacity"]
 
 
 @pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
@@ -394,3 +417,311 @@ async def test_slash_of_a_model_name_may_be_encoded(door):
     )
 
     assert said.startswith(b"HTTP/1.1 200 ")
+
+
+# -- too much, too slow, too many ------------------------------------------------------------------
+
+
+async def test_client_that_sends_a_large_body_regardless_reads_why_it_was_refused(door):
+    """Closing with bytes unread resets the connection, and the answer is lost."""
+    for head in (b"content-length: 9000000", b"transfer-encoding: chunked"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        writer.write(H + b"host: a\r\n" + head + b"\r\n\r\n")
+        body = b"ffffff\r\n" + b"x" * 0xFFFFFF + b"\r\n0\r\n\r\n"
+        with contextlib.suppress(ConnectionError):
+            for at in range(0, 9_000_000, 65_536):
+                writer.write(body[at : at + 65_536])
+                await writer.drain()
+        said = await asyncio.wait_for(reader.read(), 3)
+        writer.close()
+
+        assert said.startswith(b"HTTP/1.1 413 ")
+        assert b"request_body_too_large" in said
+
+
+async def test_refused_client_that_never_stops_sending_is_cut(door):
+    _, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    writer.write(MALFORMED["two hosts"])
+    with contextlib.suppress(ConnectionError):
+        for _ in range(300):
+            writer.write(b"x" * 1000)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+            if not door.server.connections:
+                break
+    writer.close()
+
+    assert door.server.connections == 0
+
+
+async def test_body_too_large_is_refused_instead_of_asked_for(door):
+    said = await door.say(H + b"host: a\r\nexpect: 100-continue\r\ncontent-length: 9000000\r\n\r\n")
+
+    assert said.startswith(b"HTTP/1.1 413 ")
+    assert b"100 Continue" not in said
+
+
+async def test_body_that_is_there_already_is_not_asked_for(door):
+    assert (await door.say(post(b"body", b"expect: 100-continue"))).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_chunks_may_be_asked_for(door):
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    writer.write(post(None, b"transfer-encoding: chunked", b"expect: 100-continue"))
+    assert (await reader.readuntil(b"\r\n\r\n")) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(b"2\r\nhi\r\n0\r\n\r\n")
+    assert (await reader.read()).endswith(b"1:hi")
+    writer.close()
+
+
+async def test_body_that_drips_is_refused_before_its_time_is_up(opened, monkeypatch):
+    monkeypatch.setattr(connection, "RATE_CHECK_S", 0.1)
+    door = await opened(WireSettings(body_s=30, body_bytes_per_s_min=1000, tick_s=0.02))
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    writer.write(post(b"x" * 5000)[:-5000])
+    began = time.monotonic()
+    reading = asyncio.ensure_future(reader.read())
+    with contextlib.suppress(ConnectionError):
+        while not reading.done() and time.monotonic() - began < 5:
+            writer.write(b"x")
+            await asyncio.sleep(0.02)
+    writer.close()
+
+    assert (await reading).startswith(b"HTTP/1.1 408 ")
+    assert time.monotonic() - began < 2
+
+
+async def test_slow_body_that_keeps_its_rate_is_taken(opened, monkeypatch):
+    monkeypatch.setattr(connection, "RATE_CHECK_S", 0.1)
+    door = await opened(WireSettings(body_s=30, body_bytes_per_s_min=100, tick_s=0.02))
+    _, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    writer.write(post(b"x" * 5000)[:-5000])
+    for _ in range(50):
+        writer.write(b"x" * 100)
+        await asyncio.sleep(0.01)
+    until = time.monotonic() + 3
+    while not door.seen and time.monotonic() < until:
+        await asyncio.sleep(0.01)
+    writer.close()
+
+    assert [len(request.body) for request in door.seen] == [5000]
+
+
+async def test_bytes_of_a_slow_head_do_not_move_its_deadline(door):
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    began = time.monotonic()
+    reading = asyncio.ensure_future(reader.read())
+    with contextlib.suppress(ConnectionError):
+        for byte in b"\r\n" * 20 + post(b"hi") * 9:
+            if reading.done():
+                break
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0.02)
+    writer.close()
+
+    assert (await reading).startswith(b"HTTP/1.1 408 ")
+    assert time.monotonic() - began < 1
+
+
+async def test_slow_reader_that_goes_on_reading_gets_its_whole_answer(opened):
+    door = await opened(WireSettings(stall_s=0.5, body_bytes_per_s_min=1000, tick_s=0.02))
+    answer_size = 24 << 20
+
+    async def large(_request, reply):
+        reply.send(200, [], b"x" * answer_size)
+
+    door.handler = large
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port, limit=1 << 16)
+    writer.write(post(b""))
+    await reader.readuntil(b"\r\n\r\n")
+    size = 0
+    while data := await reader.read(1 << 20):
+        size += len(data)
+        await asyncio.sleep(0.005)
+    writer.close()
+
+    assert size == answer_size
+
+
+async def test_pipeline_ahead_of_a_running_request_is_kept_within_its_bound(door):
+    go = asyncio.Event()
+
+    async def wait(request, reply):
+        door.seen.append(request)
+        await go.wait()
+        reply.send(200, [JSON], request.body)
+
+    door.handler = wait
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    one = post(b"x" * 500, close=False)
+    count = (32 << 20) // len(one)
+    writing = asyncio.ensure_future(_write(writer, one * count))
+    await asyncio.sleep(0.2)
+    [held] = door.server._connections()
+    kept = len(held._buffer)
+    assert len(door.seen) == 1
+    go.set()
+    for _ in range(2000):
+        await reader.readuntil(b"\r\n\r\n" + b"x" * 500)
+    writing.cancel()
+    writer.transport.abort()
+
+    assert kept <= QUICK.pipelined_bytes_max + (256 << 10)  # the bound, and one read of the socket
+    assert not writing.done() or writing.cancelled() or len(door.seen) > 2000
+
+
+async def _write(writer, data):
+    with contextlib.suppress(ConnectionError):
+        writer.write(data)
+        await writer.drain()
+
+
+async def test_connections_are_capped_in_total_and_by_the_files_a_process_may_open(
+    monkeypatch, opened
+):
+    monkeypatch.setattr(lobby, "descriptors", lambda: 300)
+    door = await opened(WireSettings(tick_s=0.02))
+    kept = [await asyncio.open_connection("127.0.0.1", door.port) for _ in range(22)]
+    await asyncio.sleep(0.02)
+
+    assert door.server.connections == 22
+    assert (await door.say(b"")).startswith(b"HTTP/1.1 503 ")
+    for _, writer in kept:
+        writer.close()
+
+
+async def test_crowd_at_a_full_door_is_cut_without_words(monkeypatch, opened):
+    monkeypatch.setattr(connection, "TURNED_AWAY_MAX", 2)
+    door = await opened(WireSettings(connections_max=1, tick_s=0.02))
+    kept = [await asyncio.open_connection("127.0.0.1", door.port)]
+    await asyncio.sleep(0.02)
+    kept += [await asyncio.open_connection("127.0.0.1", door.port) for _ in range(2)]
+    await asyncio.sleep(0.02)
+
+    assert await door.say(b"") in (b"", b"reset")
+    assert [(await kept[at][0].read())[:12] for at in (1, 2)] == [b"HTTP/1.1 503"] * 2
+    for _, writer in kept:
+        writer.close()
+
+
+# -- who it is -------------------------------------------------------------------------------------
+
+LOOPBACK = (ipaddress.ip_network("127.0.0.1"),)
+V2 = proxy_header.SIGNATURE
+V2_TCP4 = V2 + b"\x21\x11" + (15).to_bytes(2, "big") + b"\x01\x02\x03\x04" + b"\0" * 11
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "peer"),
+    [
+        (b"9.9.9.9", "9.9.9.9"),
+        (b"6.6.6.6, 9.9.9.9, 127.0.0.1", "9.9.9.9"),
+        (b"9.9.9.9, nonsense", "127.0.0.1"),
+        (b"2001:db8::1", "2001:db8::1"),
+        (None, "127.0.0.1"),
+    ],
+)
+async def test_trusted_proxy_names_the_client(opened, forwarded, peer):
+    door = await opened(trusted=LOOPBACK)
+    await door.say(post(b"", *([b"x-forwarded-for: " + forwarded] if forwarded else [])))
+
+    assert door.seen[0].peer == peer
+
+
+async def test_stranger_names_nobody(opened):
+    door = await opened(trusted=(ipaddress.ip_network("10.0.0.0/8"),), proxy_protocol=True)
+    await door.say(post(b"", b"x-forwarded-for: 9.9.9.9"))
+    said = await door.say(b"PROXY TCP4 9.9.9.9 1.1.1.1 1 2\r\n" + post(b""))
+
+    assert [request.peer for request in door.seen] == ["127.0.0.1"]
+    assert said.startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    ("header", "peer"),
+    [
+        (b"PROXY TCP4 9.9.9.9 1.1.1.1 1 2\r\n", "9.9.9.9"),
+        (b"PROXY UNKNOWN\r\n", "127.0.0.1"),
+        (V2_TCP4, "1.2.3.4"),
+        (V2 + b"\x20\x00\x00\x00", "127.0.0.1"),
+    ],
+    ids=["v1", "v1 unknown", "v2", "v2 local"],
+)
+async def test_proxy_header_of_a_trusted_proxy_names_the_client(opened, header, peer):
+    door = await opened(trusted=LOOPBACK, proxy_protocol=True)
+    await door.say(header + post(b"", close=False) + post(b"", b"x-forwarded-for: 6.6.6.6"))
+
+    assert door.seen[0].peer == peer
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    for byte in header + post(b"late"):
+        writer.write(bytes([byte]))
+        await asyncio.sleep(0)
+    assert (await reader.read()).endswith(b"3:late")
+    writer.close()
+
+
+@pytest.mark.parametrize("data", [post(b"hi"), b"PROXY \r\n" + post(b"hi"), b"\0", V2[:4] + b"x"])
+async def test_trusted_proxy_without_its_header_is_refused(opened, data):
+    door = await opened(trusted=LOOPBACK, proxy_protocol=True)
+
+    assert (await door.say(data)).startswith(b"HTTP/1.1 400 ")
+    assert door.seen == []
+
+
+async def test_clients_behind_a_proxy_are_capped_each_by_its_own_address(opened):
+    limits = WireSettings(connections_per_address_max=1, tick_s=0.02)
+    door = await opened(limits, trusted=LOOPBACK, proxy_protocol=True)
+    kept = []
+    for address in (b"9.9.9.1", b"9.9.9.2", b"9.9.9.1"):
+        kept.append(await asyncio.open_connection("127.0.0.1", door.port))
+        kept[-1][1].write(b"PROXY TCP4 " + address + b" 1.1.1.1 1 2\r\n" + post(b"", close=False))
+    answers = [(await each.readuntil(b"\r\n"))[9:12] for each, _ in kept]
+    for _, writer in kept:
+        writer.close()
+
+    assert answers == [b"200", b"200", b"503"]
+
+
+# -- pages of other origins ------------------------------------------------------------------------
+
+ORIGIN = b"https://app.example.com"
+ASK = b"OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"
+ASKED = b"access-control-request-method: POST\r\naccess-control-request-headers: authorization, x-stainless-os\r\n"  # fmt: skip
+
+
+async def test_listed_origin_is_answered_before_any_handler(opened):
+    door = await opened(cors=Cors(frozenset({ORIGIN})))
+    said = await door.say(ASK + b"origin: " + ORIGIN + b"\r\n" + ASKED + b"\r\n")
+
+    assert said.startswith(b"HTTP/1.1 204 ")
+    assert b"access-control-allow-origin: " + ORIGIN + b"\r\n" in said
+    assert b"access-control-allow-headers: authorization, x-stainless-os\r\n" in said
+    assert b"content-length" not in said
+    assert door.seen == []
+
+
+async def test_listed_origin_may_read_answers_streams_and_refusals(opened):
+    door = await opened(cors=Cors(frozenset({ORIGIN})))
+    grant = b"access-control-allow-origin: " + ORIGIN + b"\r\n"
+    line = b"origin: " + ORIGIN
+
+    async def stream(_request, reply):
+        reply.start(200, [])
+        reply.finish()
+
+    assert grant in await door.say(post(b"hi", line))
+    door.handler = stream
+    assert grant in await door.say(post(b"hi", line))
+    refused = await door.say(H + b"host: a\r\n" + line + b"\r\ncontent-length: 9000000\r\n\r\n")
+    assert refused.startswith(b"HTTP/1.1 413 ")
+    assert grant in refused
+
+
+async def test_other_origins_get_what_they_would_get_without(opened):
+    for options in ({}, {"cors": Cors(frozenset({ORIGIN}))}):
+        door = await opened(**options)
+        said = await door.say(ASK + b"origin: https://evil.example\r\n" + ASKED + b"\r\n")
+
+        assert said.startswith(b"HTTP/1.1 200 ")
+        assert b"access-control" not in said
+        assert len(door.seen) == 1
