@@ -16,12 +16,16 @@ from gateway.contract.errors import (
     EngineBusy,
     EngineRefused,
     InternalError,
+    LimitExceeded,
     NoCapacity,
+    QuotaSpent,
+    RequestTooLarge,
     StoreAway,
     UpstreamError,
     UpstreamMisconfigured,
     error_body,
 )
+from gateway.refusals import Refused
 from quotas.errors import ReservationRefused, StoreUnavailable
 from routing.errors import NoEndpoint
 
@@ -77,6 +81,46 @@ def translate(error: Exception, request_id: str) -> ContractError:
     if isinstance(error, NoEndpoint):
         return NoCapacity(error.retry_after_s)
     return InternalError(request_id)
+
+
+def refusal_of(
+    refused: Refused, used: int, currency: str, headers: tuple[tuple[bytes, bytes], ...]
+) -> ContractError:
+    """A limit's refusal in the contract's words. 429 is the caller's limit; 503 is ours to mend."""
+    limit = refused.limit
+    said = limit.per_minute or limit.capacity
+    match refused.reason:
+        case "unbuilt":
+            return StoreAway("balances are being counted")
+        case "skewed":
+            return StoreAway("the clocks of this service disagree")
+        case "never":
+            return RequestTooLarge(
+                limit.scope_name, limit.dimension, limit.capacity, refused.requested, currency
+            )
+        case "balance_spent":
+            return QuotaSpent(
+                limit.scope_name,
+                said,
+                used,
+                refused.remaining,
+                refused.requested,
+                limit.window,
+                currency,
+                headers,
+            )
+        case _:
+            return LimitExceeded(
+                limit.scope_name,
+                limit.dimension,
+                said,
+                used,
+                refused.requested,
+                refused.retry_after_ms,
+                headers,
+                limit.window,
+                currency,
+            )
 
 
 def retry_headers(wait_ms: int | None) -> tuple[tuple[bytes, bytes], ...]:

@@ -16,11 +16,14 @@ import msgspec
 
 from gateway.contract.usage import UsageFold
 from gateway.snapshot import ModelDoc, Principal
+from quotas.charges import true_charges
 from quotas.limits import Charge
+from quotas.money import micro
 from quotas.ports import Settlement
-from quotas.pricing import billed_meters
+from quotas.pricing import billed_meters, rate, total
 from quotas.record import AttemptEntry, Outcome, UsageRecord
 from quotas.settlement import Ending, Settled, settle
+from quotas.usage import TokenUsage
 from routing.topology import Endpoint
 
 
@@ -233,14 +236,21 @@ class Exchange:
 
         Proof is the engine's own count, or its refusal in place of an answer.
         """
-        tokens: int | None = None  # as reserved
+        usage: TokenUsage | None = None  # as reserved
         if settled.source in ("engine_final", "engine_partial"):
-            tokens = settled.usage.total
+            usage = settled.usage
         elif self.fold.prompt is not None:
-            tokens = self.fold.prompt + (self.fold.completion or 0)
+            usage = TokenUsage(self.fold.prompt, 0, self.fold.completion or 0)
         elif self.engine_answered or not self.reached_engine:
-            tokens = 0
-        return tuple(Charge(charge.limit, _true_amount(charge, tokens)) for charge in self.charges)
+            usage = TokenUsage()
+        return true_charges(self.charges, usage, lambda: self._cost_micro(settled.usage))
+
+    def _cost_micro(self, usage: TokenUsage) -> int:
+        """What is billed, in micro-units rounded up."""
+        price = self.model.price
+        if price is None or not self.reached_engine:
+            return 0
+        return micro(total(rate(price, usage.meters(), self.operation, self.started_ms)))
 
     def _close_attempt(self, status: int, now_ms: int) -> None:
         assert self._open_attempt is not None
@@ -267,11 +277,3 @@ class Exchange:
         if after is None:
             raise IllegalMove(f"{event.value} while {self.state.value}")
         self.state = after
-
-
-def _true_amount(charge: Charge, tokens: int | None) -> int:
-    if charge.limit.algorithm == "concurrency":
-        return 0
-    if charge.limit.dimension == "tokens" and tokens is not None:
-        return tokens
-    return charge.amount

@@ -55,6 +55,14 @@ def matches(left: bytes, right: bytes) -> bool:
     return hmac.compare_digest(left, right)
 
 
+def user_digest(pepper: bytes, user: str) -> str:
+    """An end user as limits know them: 16 hexadecimal digits, the same on every host."""
+    keyed = hashlib.blake2b(
+        user.encode(), digest_size=8, key=pepper[: hashlib.blake2b.MAX_KEY_SIZE]
+    )
+    return keyed.hexdigest()
+
+
 def fingerprint(pepper: bytes) -> str:
     """Tells two peppers apart and gives neither away."""
     return hashlib.sha256(b"tokenfactory pepper:" + pepper).hexdigest()[:16]

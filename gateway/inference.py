@@ -25,30 +25,33 @@ from gateway.contract.envelope import (
 )
 from gateway.contract.errors import (
     ContractError,
+    CostUnbounded,
     InvalidBody,
     InvalidKey,
-    LimitExceeded,
     ModelNotFound,
+    ModelNotPriced,
     NoCapacity,
     Overdue,
-    RequestTooLarge,
     StoreAway,
     UpstreamError,
 )
-from gateway.contract.ratelimits import rate_headers
+from gateway.contract.prompts import text_only
+from gateway.contract.ratelimits import Headers, families_of, rate_headers
 from gateway.engines import Engines
-from gateway.errors import normalise_engine_error
+from gateway.errors import normalise_engine_error, refusal_of
 from gateway.exchange import Exchange
 from gateway.forward import Forwarder
 from gateway.metering.board import Slot
 from gateway.metering.desk import Desk
+from gateway.refusals import Refusal, Refusals, Refused, used_of
 from gateway.snapshot import ModelDoc, Principal, Snapshot
 from gateway.telemetry.counters import Counters, labels_of
+from gateway.terms import Calendars, Terms, scope_of, terms_of
 from gateway.wire.relay import Ended, Failed
 from gateway.wire.server import Request
 from quotas.errors import StoreUnavailable
-from quotas.estimate import Plan, PromptEstimator, plan
-from quotas.limits import Charge, Verdict, charges_for
+from quotas.estimate import Plan, PromptEstimator, ceiling, plan
+from quotas.limits import Charge, Level, Verdict
 from quotas.ports import QuotaStore
 from quotas.record import Outcome, UsageRecord
 from routing.attempts import RetryBudget, may_retry
@@ -102,6 +105,8 @@ class Inference:
         self._unix_ms = unix_ms
         self._chance = chance
         self._bounds = bounds
+        self._calendars = Calendars()
+        self.refusals = Refusals()
         self._estimators: dict[int, PromptEstimator] = {}
         self._budgets: dict[int, RetryBudget] = {}
         self._alarmed_s: dict[int, float] = {}
@@ -114,9 +119,11 @@ class Inference:
         principal = self.authenticate(call.request)
         envelope = call.envelope = await _read(call.request.body, operation, self._bounds)
         model = self._resolve(principal, envelope.model)
-        intent = self._plan(principal, model, envelope)
+        terms = self._terms(principal, model, envelope.user)
+        intent = self._plan(terms, envelope, call.request.body)
+        started_ms = self._unix_ms()
         slot = self._desk.claim()
-        verdict, charges = await self._reserve(call, slot, principal, model, intent)
+        verdict, charges = await self._reserve(call, slot, terms, intent, started_ms)
         call.exchange = Exchange(
             request_id=call.request_id,
             principal=principal,
@@ -129,13 +136,13 @@ class Inference:
             charges=charges,
             epoch=verdict.epoch,
             arrived_s=call.request.arrived_s,
-            started_ms=self._unix_ms(),
+            started_ms=started_ms,
         )
         call.reply.on_gone = lambda: call.stop("client_abort")
         self.running[call.request_id] = call
         failure: Exception | None = None
         try:
-            headers = [*id_headers(call.request_id), *rate_headers(charges, verdict.levels)]
+            headers = [*id_headers(call.request_id), *rate_headers(terms.families, verdict.levels)]
             if envelope.dropped:
                 headers.append((b"x-tf-dropped", ", ".join(envelope.dropped).encode()))
             failure = await self._attempts(call, call.exchange, slot, intent, headers)
@@ -170,25 +177,29 @@ class Inference:
             raise ModelNotFound(name)
         return model
 
-    def _plan(self, principal: Principal, model: ModelDoc, envelope: Envelope) -> Plan:
+    def _plan(self, terms: Terms, envelope: Envelope, body: bytes) -> Plan:
         """What the request reserves; refused here only when it could never fit."""
-        limits = [each for each in principal.limits if each.dimension == "tokens"]
-        tightest = min(limits, key=lambda limit: limit.capacity, default=None)
+        model = terms.model
+        pool = self._snapshot.pools.get(model.pool_id)
+        context_tokens = model.context_tokens or self._engines.context_of(model, pool)
+        sequences = envelope.prompts * envelope.n
+        most: int | None = None
+        if terms.spends:
+            most = self._ceiling(terms, envelope, body, context_tokens)
+        output = terms.tightest_output
         intent = plan(
             prompt_estimate=self._estimator(model.id).estimate(envelope.text_bytes),
             prompt_bytes=envelope.text_bytes,
-            sequences=envelope.prompts * envelope.n,
+            prompt_ceiling=most,
+            sequences=sequences,
             explicit_cap=envelope.cap,
             default_cap=envelope.default_cap,
             model_cap=model.max_output_tokens,
-            context_tokens=model.context_tokens
-            or self._engines.context_of(model, self._snapshot.pools.get(model.pool_id)),
-            tightest_tokens=tightest.capacity if tightest else None,
+            context_tokens=context_tokens,
+            tightest_tokens=terms.tightest_tokens.capacity if terms.tightest_tokens else None,
+            tightest_output=terms.affordable_output(most, output.capacity if output else None),
         )
-        if tightest is not None and intent.reserve > tightest.capacity:
-            raise RequestTooLarge(
-                tightest.scope_name, tightest.dimension, tightest.capacity, intent.reserve
-            )
+        terms.check_fits(intent)
         if envelope.min_tokens > intent.cap:
             raise InvalidBody(
                 f"'min_tokens' must be at most {intent.cap}, the tokens this answer may have.",
@@ -196,12 +207,50 @@ class Inference:
             )
         return intent
 
+    def _ceiling(
+        self, terms: Terms, envelope: Envelope, body: bytes, context_tokens: int | None
+    ) -> int:
+        """Prompt tokens that money is held for. Raises ``CostUnbounded``, ``ModelNotPriced``."""
+        model = terms.model
+        if terms.price is None:
+            raise ModelNotPriced(model.name)
+        most = ceiling(
+            prompts=envelope.prompts,
+            text_bytes=len(body) if text_only(body, envelope) else None,
+            template_tokens=self._engines.template_of(
+                model, self._snapshot.pools.get(model.pool_id)
+            ),
+            context_tokens=context_tokens,
+        )
+        if most is None:
+            raise CostUnbounded(
+                "its prompt is not plain text, or the engine does not tell what its template adds, "
+                "and the model's context is not known"
+            )
+        return most
+
     async def _reserve(
-        self, call: Call, slot: Slot, principal: Principal, model: ModelDoc, intent: Plan
+        self, call: Call, slot: Slot, terms: Terms, intent: Plan, started_ms: int
     ) -> tuple[Verdict, tuple[Charge, ...]]:
-        """One atomic step over every limit of tenant, project and key; refused = nothing held."""
+        """One atomic step over every limit that applies; refused = nothing held."""
         envelope = call.envelope
         assert envelope is not None
+        principal, model = terms.principal, terms.model
+        charges = terms.charges(
+            (
+                1,
+                intent.prompt_estimate,
+                intent.output,
+                intent.reserve,
+                1,
+                terms.hold_micro(intent),
+            ),
+            started_ms,
+        )
+        known = self.refusals.recall(charges, self._monotonic())
+        if known is not None:
+            self._desk.drop(slot)
+            raise self._refusal(terms, known, started_ms)
         slot.reserving(
             bytes.fromhex(call.request_id),
             principal.tenant.id,
@@ -214,10 +263,8 @@ class Inference:
             envelope.prompts,
             intent.prompt_estimate,
             intent.cap,
-            self._unix_ms(),
+            started_ms,
         )
-        amounts = {"requests": 1, "tokens": intent.reserve, "concurrency": 1}
-        charges = charges_for(principal.limits, amounts)
         ttl_s = int(model.timeouts.stream_s) + RESERVATION_GRACE_S
         try:
             verdict = await self._store.reserve(principal.tag, call.request_id, charges, ttl_s)
@@ -227,9 +274,13 @@ class Inference:
         except BaseException:
             self._desk.give_up(slot, principal.tag, call.request_id)
             raise
+        for index in verdict.shadowed:
+            self._counters.add("tf_shadow_refusals_total", terms.labels[index])
         if not verdict.admitted:
             self._desk.drop(slot)
-            raise self._refusal(verdict, charges)
+            refused = self.refusals.remember(charges, verdict, self._monotonic())
+            headers = rate_headers(terms.families, verdict.levels)
+            raise self._refusal(terms, refused, started_ms, headers)
         slot.reserved(verdict.epoch)
         return verdict, charges
 
@@ -288,6 +339,7 @@ class Inference:
         exchange.end("engine_error", 500, self._unix_ms())
         closing = exchange.closing(self._monotonic())
         self._desk.close(slot, closing)
+        self.refusals.forget(exchange.charges)
         self._learn(call, exchange)
         if closing.record is not None:
             self._count(exchange.model, closing.record)
@@ -398,25 +450,41 @@ class Inference:
         exchange.end(outcome, status, self._unix_ms())
         return error
 
-    def _refusal(self, verdict: Verdict, charges: tuple[Charge, ...]) -> Exception:
-        """The binding limit, named."""
-        charge, level = charges[verdict.binding], verdict.levels[verdict.binding]
-        limit = charge.limit
-        scope = limit.scope_name.split(" ", 1)[0]
-        self._counters.add("tf_refusals_total", labels_of(scope, limit.dimension))
-        if verdict.retry_after_ms < 0:
-            return RequestTooLarge(limit.scope_name, limit.dimension, limit.capacity, charge.amount)
-        return LimitExceeded(
-            scope_name=limit.scope_name,
-            dimension=limit.dimension,
-            limit=limit.per_minute or limit.capacity,
-            remaining=level.remaining,
-            requested=charge.amount,
-            retry_after_ms=verdict.retry_after_ms,
-            headers=tuple(rate_headers(charges, verdict.levels)),
+    def _refusal(
+        self, terms: Terms, refused: Refused, at_ms: int, headers: Headers | None = None
+    ) -> Exception:
+        """The binding limit, named; counted and kept to be explained."""
+        limit = refused.limit
+        self._counters.add("tf_refusals_total", labels_of(scope_of(limit), limit.dimension))
+        used = used_of(limit, refused.remaining)
+        self.refusals.note(
+            terms.principal.key.id,
+            Refusal(
+                at_ms=at_ms,
+                model=terms.model.name,
+                scope=limit.scope_name,
+                dimension=limit.dimension,
+                window=limit.window,
+                limit=limit.per_minute or limit.capacity,
+                used=used,
+                requested=refused.requested,
+                retry_after_ms=refused.retry_after_ms,
+                reason=refused.reason,
+            ),
         )
+        if headers is None:
+            level = Level(refused.remaining, refused.reset_ms)
+            headers = rate_headers(families_of((limit,)), (level,))
+        return refusal_of(refused, used, terms.currency, tuple(headers))
 
     # -- what is learned and counted -----------------------------------------------------------
+
+    def _terms(self, principal: Principal, model: ModelDoc, user: str | None) -> Terms:
+        """What limits this request; those of its end user where it names one."""
+        terms = terms_of(principal, model, self._calendars)
+        if user and terms.has_users:
+            return terms.for_user(identity.user_digest(self._pepper, user))
+        return terms
 
     def _estimator(self, model_id: int) -> PromptEstimator:
         known = self._estimators.get(model_id)

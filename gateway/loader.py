@@ -4,6 +4,7 @@ Read only. Not here: who is told (``gateway.control.feed``), what they do with i
 """
 
 import json
+from typing import TypedDict
 
 import msgspec
 from sqlalchemy import select
@@ -24,25 +25,28 @@ from gateway.snapshot import (
 from gateway.store import catalog, changes
 from gateway.store.accounts import models_of
 from gateway.store.database import Database
+from gateway.store.limits import LimitName, LimitValue, read_limits
 from gateway.store.schema import (
     endpoints,
     key_secrets,
     keys,
-    limits,
     models,
     pools,
     projects,
     tenants,
 )
-from quotas.limits import Algorithm, Dimension, Limit
+from quotas.limits import Algorithm, Dimension, Limit, Outage, Window
 from routing.topology import Endpoint, Pool
 
 _TABLES = {"tenant": tenants, "project": projects, "key": keys, "model": models, "pool": pools}
-#: Dimension -> algorithm; a concurrency limit refills nothing.
-_ALGORITHMS: dict[Dimension, Algorithm] = {
-    "requests": "bucket",
-    "tokens": "bucket",
-    "concurrency": "concurrency",
+#: Window -> algorithm.
+_ALGORITHMS: dict[Window, Algorithm] = {
+    "minute": "bucket",
+    "day": "quota",
+    "week": "quota",
+    "month": "quota",
+    "lifetime": "quota",
+    "now": "concurrency",
 }
 
 
@@ -91,8 +95,12 @@ class Loader:
         match kind:
             case "tenant":
                 name = str(row["name"])
-                found = await _limits(connection, "tenant", _int(row["id"]), f"tenant {name}")
-                return TenantDoc(id=_int(row["id"]), name=name, limits=found)
+                return TenantDoc(
+                    id=_int(row["id"]),
+                    name=name,
+                    time_zone=str(row["time_zone"]),
+                    **await _limits(connection, "tenant", _int(row["id"]), f"tenant {name}"),
+                )
             case "project":
                 tenant = await _name(connection, "tenant", _int(row["tenant_id"]))
                 shown = f"project {tenant}/{row['name']}"
@@ -100,7 +108,7 @@ class Loader:
                     id=_int(row["id"]),
                     tenant_id=_int(row["tenant_id"]),
                     name=str(row["name"]),
-                    limits=await _limits(connection, "project", _int(row["id"]), shown),
+                    **await _limits(connection, "project", _int(row["id"]), shown),
                 )
             case "key":
                 return await _key(connection, row)
@@ -136,7 +144,7 @@ async def _key(connection: AsyncConnection, row: dict[str, object]) -> KeyDoc:
             if row["revoked_ms"] is None
         ),
         models=models_of(row["models"] if isinstance(row["models"], str) else None),
-        limits=await _limits(connection, "key", key_id, f"key {path}"),
+        **await _limits(connection, "key", key_id, f"key {path}"),
     )
 
 
@@ -179,24 +187,58 @@ async def _model(connection: AsyncConnection, row: dict[str, object]) -> ModelDo
     )
 
 
-async def _limits(
-    connection: AsyncConnection, kind: str, row_id: int, shown: str
-) -> tuple[Limit, ...]:
-    rows = await connection.execute(
-        select(limits)
-        .where(limits.c.scope_kind == kind, limits.c.scope_id == row_id)
-        .order_by(limits.c.id)
+class _Limits(TypedDict, total=False):
+    limits: tuple[Limit, ...]
+    model_limits: dict[int, tuple[Limit, ...]]
+    user_limits: tuple[Limit, ...]
+
+
+async def _limits(connection: AsyncConnection, kind: str, row_id: int, shown: str) -> _Limits:
+    """A scope's limits as its document has them; a model that is gone takes its limits along."""
+    general: list[Limit] = []
+    users: list[Limit] = []
+    of_models: dict[int, list[Limit]] = {}
+    scope = f"{kind[0]}{row_id}"
+    for name, value, version in await read_limits(connection, kind, row_id):
+        if name.each:
+            users.append(_limit(f"{scope}u", f"end user of {shown}", name, value, version))
+        elif name.model_id:
+            model = await _live_model(connection, name.model_id)
+            if model is not None:
+                at, on = f"{scope}m{name.model_id}", f"{shown} on model {model}"
+                limit = _limit(at, on, name, value, version)
+                of_models.setdefault(name.model_id, []).append(limit)
+        else:
+            general.append(_limit(scope, shown, name, value, version))
+    return {
+        "limits": tuple(general),
+        "model_limits": {model_id: tuple(each) for model_id, each in of_models.items()},
+        "user_limits": tuple(users),
+    }
+
+
+async def _live_model(connection: AsyncConnection, model_id: int) -> str | None:
+    query = select(models.c.name).where(models.c.id == model_id, models.c.deleted_at.is_(None))
+    found = await connection.scalar(query)
+    return None if found is None else str(found)
+
+
+def _limit(scope: str, shown: str, name: LimitName, value: LimitValue, version: int) -> Limit:
+    window: Window = msgspec.convert(name.window, Window)
+    algorithm = _ALGORITHMS[window]
+    return Limit(
+        scope,
+        shown,
+        msgspec.convert(name.dimension, Dimension),
+        algorithm,
+        value.value if value.burst is None else value.burst,
+        value.value if algorithm == "bucket" else 0,
+        version,
+        window,
+        value.shadow,
+        value.cached_permille,
+        msgspec.convert(value.outage, Outage),
     )
-    return tuple(_limit(f"{kind[0]}{row_id}", shown, dict(row)) for row in rows.mappings())
-
-
-def _limit(scope: str, shown: str, row: dict[str, object]) -> Limit:
-    dimension: Dimension = msgspec.convert(row["dimension"], Dimension)
-    value = _int(row["value"])
-    burst = value if row["burst"] is None else _int(row["burst"])
-    algorithm = _ALGORITHMS[dimension]
-    per_minute = value if algorithm == "bucket" else 0
-    return Limit(scope, shown, dimension, algorithm, burst, per_minute, _int(row["version"]))
 
 
 async def _name(connection: AsyncConnection, kind: str, row_id: int) -> str:

@@ -6,7 +6,7 @@ request waits. Not here: levels, reservations, signals.
 """
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -17,17 +17,29 @@ from routing.topology import Pool
 Kind = Literal["tenant", "project", "key", "model", "pool"]
 
 
-class TenantDoc(msgspec.Struct, frozen=True, kw_only=True):
+class _Scope(msgspec.Struct, frozen=True, kw_only=True):
+    """What limits a tenant, a project or a key: all it does, what it does with one model (by the
+    model's id), and what each of its end users does (their scope is completed at the request).
+    """
+
+    limits: tuple[Limit, ...] = ()
+    model_limits: dict[int, tuple[Limit, ...]] = {}
+    user_limits: tuple[Limit, ...] = ()
+
+
+class TenantDoc(_Scope, frozen=True, kw_only=True):
+    """``time_zone``: in which its days, weeks and months begin; ``currency``: of its budgets."""
+
     id: int
     name: str
-    limits: tuple[Limit, ...] = ()
+    time_zone: str = "UTC"
+    currency: str = "USD"
 
 
-class ProjectDoc(msgspec.Struct, frozen=True, kw_only=True):
+class ProjectDoc(_Scope, frozen=True, kw_only=True):
     id: int
     tenant_id: int
     name: str
-    limits: tuple[Limit, ...] = ()
 
 
 class SecretDoc(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +50,7 @@ class SecretDoc(msgspec.Struct, frozen=True, kw_only=True):
     expires_s: int | None = None
 
 
-class KeyDoc(msgspec.Struct, frozen=True, kw_only=True):
+class KeyDoc(_Scope, frozen=True, kw_only=True):
     """A key without live secrets (revoked, expired) stays known by no kid at all."""
 
     id: int
@@ -47,7 +59,6 @@ class KeyDoc(msgspec.Struct, frozen=True, kw_only=True):
     path: str  # "acme/chatbot/ci"
     secrets: tuple[SecretDoc, ...]
     models: tuple[str, ...] | None = None  # None = every model
-    limits: tuple[Limit, ...] = ()
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,9 +100,12 @@ class Move(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Principal:
-    """Who calls: a key with its project and tenant, and every limit that applies, tenant first."""
+    """Who calls: a key with its project and tenant, and every limit that applies, tenant first.
 
-    __slots__ = ("key", "limits", "project", "tag", "tenant")
+    ``limits``: whatever the model. ``terms`` is ``gateway.terms``' memory, by model id.
+    """
+
+    __slots__ = ("key", "limits", "project", "tag", "tenant", "terms")
 
     def __init__(self, key: KeyDoc, project: ProjectDoc, tenant: TenantDoc) -> None:
         self.key = key
@@ -99,6 +113,18 @@ class Principal:
         self.tenant = tenant
         self.limits = tenant.limits + project.limits + key.limits
         self.tag = f"t{tenant.id}"
+        self.terms: dict[int, Any] = {}
+
+    def limits_for(self, model_id: int) -> tuple[Limit, ...]:
+        """Every limit of a request for one model, but those of an end user."""
+        made = self.limits
+        for scope in (self.tenant, self.project, self.key):
+            if model_id in scope.model_limits:
+                made += scope.model_limits[model_id]
+        return made
+
+    def user_limits(self) -> tuple[Limit, ...]:
+        return self.tenant.user_limits + self.project.user_limits + self.key.user_limits
 
 
 class Snapshot:

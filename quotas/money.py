@@ -82,3 +82,12 @@ def divide(numerator: int, denominator: int) -> int:
 def divide_up(numerator: int, denominator: int) -> int:
     """The quotient rounded up: what is held is never less than what may be owed."""
     return -(-numerator // denominator)
+
+
+def micro(nano: int) -> int:
+    """Nano-units as micro-units, rounded up: what scripts hold and charge.
+
+    >>> micro(1), micro(2000)
+    (1, 2)
+    """
+    return divide_up(nano, 1000)

@@ -57,6 +57,12 @@ class Admin:
     async def add_model(self, body: dict[str, Any]) -> Any:
         return await self._ask("POST", "/admin/v1/models", body)
 
+    async def limits(self, path: str) -> Any:
+        return (await self._ask("GET", "/admin/v1/limits", params={"path": path}))["data"]
+
+    async def change_limits(self, body: dict[str, Any]) -> Any:
+        return await self._ask("POST", "/admin/v1/limits", body)
+
     async def usage(self, by: str, since: str | None) -> Any:
         params = {"by": by} | ({"since": since} if since else {})
         return (await self._ask("GET", "/admin/v1/usage", params=params))["data"]

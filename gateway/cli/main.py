@@ -22,6 +22,7 @@ COMMANDS = {
     "apply": ("gateway.cli.apply:apply", "Bring accounts, models and pools to what a file says."),
     "keys": ("gateway.cli.keys:keys", "Create, list, revoke and rotate keys."),
     "models": ("gateway.cli.models:models", "List models; add one, with what its engine can do."),
+    "limits": ("gateway.cli.limits:limits", "Show and change limits."),
     "usage": ("gateway.cli.usage:usage", "Tokens and requests, or every record of them."),
     "config": ("gateway.cli.config:config", "Settings and where each comes from."),
     "doctor": ("gateway.cli.doctor:doctor", "Look for what will go wrong."),

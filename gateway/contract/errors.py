@@ -179,6 +179,26 @@ class ContextLengthExceeded(ContractError):
         super().__init__(message)
 
 
+#: What a limit's window is called after its dimension.
+_WINDOWS = {
+    "minute": " per minute",
+    "day": " per day",
+    "week": " per week",
+    "month": " per month",
+    "lifetime": " in all",
+    "now": "",
+}
+_DIMENSIONS = {
+    "requests": "requests",
+    "tokens": "tokens",
+    "input_tokens": "input tokens",
+    "output_tokens": "output tokens",
+    "concurrency": "concurrent requests",
+    "money": "spending",
+}
+_MICRO = 1_000_000
+
+
 class RequestTooLarge(ContractError):
     """More than a limit holds even when idle: waiting does not help. Units of ``dimension``."""
 
@@ -186,16 +206,25 @@ class RequestTooLarge(ContractError):
     type = INVALID_REQUEST
     code = "request_too_large"
 
-    def __init__(self, scope_name: str, dimension: str, capacity: int, requested: int) -> None:
+    def __init__(
+        self, scope_name: str, dimension: str, capacity: int, requested: int, currency: str = ""
+    ) -> None:
+        what = _DIMENSIONS.get(dimension, dimension)
         super().__init__(
-            f"The request needs {requested} {dimension}, more than {scope_name} can ever grant at "
-            f"once ({capacity}). Lower max_tokens or shorten the prompt."
+            f"The request needs {_units(requested, dimension, currency)} "
+            f"{'of spending' if dimension == 'money' else what}, more than {scope_name} can ever "
+            f"grant at once ({_units(capacity, dimension, currency)}). "
+            "Lower max_tokens or shorten the prompt."
         )
-        self.param = "max_tokens" if dimension == "tokens" else None
+        if dimension in ("tokens", "output_tokens", "money"):
+            self.param = "max_tokens"
 
 
 class LimitExceeded(ContractError):
-    """A limit of the caller's has no room now. ``retry_after_ms``: when this request, alone, fits."""
+    """A limit of the caller's has no room now. ``retry_after_ms``: when this request, alone, fits.
+
+    Also a budget that requests in flight hold: what they do not need comes back.
+    """
 
     status = 429
     code = "rate_limit_exceeded"
@@ -205,20 +234,96 @@ class LimitExceeded(ContractError):
         scope_name: str,
         dimension: str,
         limit: int,
-        remaining: int,
+        used: int,
         requested: int,
         retry_after_ms: int,
         headers: tuple[tuple[bytes, bytes], ...] = (),
+        window: str = "minute",
+        currency: str = "",
     ) -> None:
-        unit = "concurrent requests" if dimension == "concurrency" else f"{dimension} per minute"
+        what = _DIMENSIONS.get(dimension, dimension) + _WINDOWS.get(window, "")
+        limit_said, used_said, requested_said = (
+            _units(each, dimension, currency) for each in (limit, used, requested)
+        )
         super().__init__(
-            f"Rate limit reached for {scope_name} on {unit}: Limit {limit}, "
-            f"Remaining {max(0, remaining)}, Requested {requested}. "
+            f"Rate limit reached for {scope_name} on {what}: Limit {limit_said}, "
+            f"Used {used_said}, Requested {requested_said}. "
             f"Please try again in {max(0, retry_after_ms) / 1000:.3f}s."
         )
-        self.type = "tokens" if dimension == "tokens" else "requests"  # type: ignore[misc]
+        self.type = "tokens" if dimension.endswith("tokens") else "requests"  # type: ignore[misc]
         self.retry_after_ms = max(0, retry_after_ms)
         self.headers = headers
+
+
+class QuotaSpent(ContractError):
+    """The money is gone: no wait that a client should sit out helps. Amounts in micro-units."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+    def __init__(
+        self,
+        scope_name: str,
+        limit: int,
+        used: int,
+        remaining: int,
+        requested: int,
+        window: str,
+        currency: str = "",
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        if window == "now":
+            said = (
+                f"The balance of {scope_name} does not cover this request: "
+                f"Available {_units(remaining, 'money', currency)}, "
+                f"Requested {_units(requested, 'money', currency)}. Add credit to go on."
+            )
+        else:
+            said = (
+                f"The budget of {scope_name}{_WINDOWS.get(window, '')} is spent: "
+                f"Limit {_units(limit, 'money', currency)}, "
+                f"Used {_units(used, 'money', currency)}, "
+                f"Requested {_units(requested, 'money', currency)}."
+            )
+        super().__init__(said)
+        self.headers = (*headers, (b"x-should-retry", b"false"))
+
+
+class CostUnbounded(ContractError):
+    """The caller's spending is limited, and nothing bounds what this request may cost."""
+
+    status = 400
+    type = INVALID_REQUEST
+    code = "cost_unbounded"
+
+    def __init__(self, reason: str, param: str | None = None) -> None:
+        super().__init__(f"The cost of this request cannot be bounded beforehand: {reason}.")
+        self.param = param
+
+
+class ModelNotPriced(ContractError):
+    """The caller's spending is limited in a currency, and the model has no price in it."""
+
+    status = 403
+    type = INVALID_REQUEST
+    code = "model_not_priced"
+    param = "model"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"The model `{model}` has no price that this key's spending could be counted in."
+        )
+
+
+def _units(amount: int, dimension: str, currency: str) -> str:
+    """A number of units, or micro-units of money as a decimal."""
+    if dimension != "money":
+        return str(amount)
+    whole, rest = divmod(abs(amount), _MICRO)
+    digits = f"{rest:06d}".rstrip("0").ljust(2, "0")
+    sign = "-" if amount < 0 else ""
+    return f"{sign}{whole}.{digits} {currency}".rstrip()
 
 
 class TooManyReads(ContractError):

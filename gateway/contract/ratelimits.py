@@ -1,35 +1,62 @@
 """The x-ratelimit headers of an answer, in OpenAI's names and Go's durations.
 
-One family for requests and one for tokens; each shows the limit that binds most: the one with the
-least left. ``reset`` is the time to a full bucket, as OpenAI's is. Pure.
+One family for requests and one for tokens, whatever tokens and whatever window; each shows the limit
+that binds most: the one with the least left. ``reset`` is the time to a full bucket, as OpenAI's is,
+or to the next period. Pure.
 Source: https://platform.openai.com/docs/guides/rate-limits (headers).
 """
 
-from quotas.limits import Charge, Level
+from collections.abc import Sequence
 
-FAMILIES = ("requests", "tokens")
+import msgspec
+
+from quotas.limits import Level, Limit
+
+FAMILIES = {"requests": ("requests",), "tokens": ("tokens", "input_tokens", "output_tokens")}
+Headers = list[tuple[bytes, bytes]]
 
 
-def rate_headers(
-    charges: tuple[Charge, ...], levels: tuple[Level, ...]
-) -> list[tuple[bytes, bytes]]:
+class Family(msgspec.Struct, frozen=True):
+    """The names of one family's headers, and its limits: (index into the charges, limit as text)."""
+
+    limit: bytes
+    remaining: bytes
+    reset: bytes
+    members: tuple[tuple[int, bytes], ...]
+
+
+def families_of(limits: Sequence[Limit]) -> tuple[Family, ...]:
+    """What can be known before a request; shadow limits are nobody's business."""
+    made = []
+    for name, dimensions in FAMILIES.items():
+        members = [
+            (index, b"%d" % (limit.per_minute or limit.capacity))
+            for index, limit in enumerate(limits)
+            if limit.dimension in dimensions and not limit.shadow
+        ]
+        if members:
+            limit, remaining, reset = (b"x-ratelimit-%s-%s" % (k, name.encode()) for k in _KINDS)
+            made.append(Family(limit, remaining, reset, tuple(members)))
+    return tuple(made)
+
+
+_KINDS = (b"limit", b"remaining", b"reset")
+
+
+def rate_headers(families: tuple[Family, ...], levels: Sequence[Level]) -> Headers:
     """Header pairs for the limits that were evaluated; none for a family without a limit."""
-    headers: list[tuple[bytes, bytes]] = []
-    for family in FAMILIES:
-        binding: tuple[Charge, Level] | None = None
-        for charge, level in zip(charges, levels, strict=True):
-            if charge.limit.dimension == family and (
-                binding is None or level.remaining < binding[1].remaining
-            ):
-                binding = (charge, level)
-        if binding is None:
-            continue
-        charge, level = binding
-        name = family.encode()
+    headers: Headers = []
+    for family in families:
+        members = family.members
+        index, limit = members[0]
+        level = levels[index]
+        for other, text in members[1:]:
+            if levels[other].remaining < level.remaining:
+                level, limit = levels[other], text
         headers += (
-            (b"x-ratelimit-limit-" + name, b"%d" % charge.limit.per_minute),
-            (b"x-ratelimit-remaining-" + name, b"%d" % max(0, level.remaining)),
-            (b"x-ratelimit-reset-" + name, duration(level.reset_ms)),
+            (family.limit, limit),
+            (family.remaining, b"%d" % max(0, level.remaining)),
+            (family.reset, duration(level.reset_ms)),
         )
     return headers
 

@@ -25,6 +25,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import identity
+from gateway.control.limits import LimitsChange, LimitsDesk
 from gateway.declared.apply import Applier
 from gateway.declared.document import DeclaredError, EndpointPart, load, parse
 from gateway.store import accounts, catalog, changes, ledger, usage
@@ -96,6 +97,8 @@ def build_app(deps: ControlDeps) -> Starlette:
             Route("/admin/v1/usage", admin.usage, methods=["GET"]),
             Route("/admin/v1/usage/records", admin.records, methods=["GET"]),
             Route("/admin/v1/doctor", admin.doctor, methods=["GET"]),
+            Route("/admin/v1/limits", admin.list_limits, methods=["GET"]),
+            Route("/admin/v1/limits", admin.change_limits, methods=["POST"]),
         ],
         middleware=[Middleware(_OperatorOnly, token=deps.operator_token)],
         exception_handlers={
@@ -131,6 +134,7 @@ class _Admin:
     def __init__(self, deps: ControlDeps) -> None:
         self._deps = deps
         self._db = deps.db
+        self._limits = LimitsDesk(deps.db, deps.changed)
         self._applier = Applier(deps.db, mint=self._mint, digest=self._digest, now_ms=_now_ms)
 
     async def readyz(self, _request: Request) -> Response:
@@ -263,6 +267,15 @@ class _Admin:
             {"name": body.name, "pool": pool, "found": dict(found), "version": applied.version},
             201,
         )
+
+    # -- limits ------------------------------------------------------------------------------
+
+    async def list_limits(self, request: Request) -> Response:
+        return _json({"data": await self._limits.list(request.query_params.get("path", ""))})
+
+    async def change_limits(self, request: Request) -> Response:
+        wanted = _typed(LimitsChange, await _body(request))
+        return _json(await self._limits.change(wanted))
 
     # -- usage -------------------------------------------------------------------------------
 

@@ -12,9 +12,18 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway import identity
-from gateway.declared.document import Declared, DeclaredError, KeyPart, ModelPart, PoolPart
+from gateway.declared.document import (
+    Declared,
+    DeclaredError,
+    KeyPart,
+    ModelPart,
+    PoolPart,
+    TenantPart,
+)
+from gateway.declared.limits import LimitsPart
 from gateway.store import accounts, catalog, changes
 from gateway.store.database import Database
+from gateway.store.limits import set_limits
 from gateway.store.schema import endpoints, keys, models, pools, projects, tenants
 
 
@@ -90,14 +99,14 @@ class _Run:
         for index, model in enumerate(self._declared.models):
             await self._model(index, model)
         for tenant in self._declared.tenants:
-            tenant_id = await self._named("tenants", tenants, tenant.name, name=tenant.name)
-            await self._limits("tenant", tenant_id, tenant.name, tenant.limits.rows())
+            tenant_id = await self._tenant(tenant)
+            await self._limits("tenant", tenant_id, tenant.name, tenant.limits)
             for project in tenant.projects:
                 path = f"{tenant.name}/{project.name}"
                 project_id = await self._named(
                     "projects", projects, path, tenant_id=tenant_id, name=project.name
                 )
-                await self._limits("project", project_id, path, project.limits.rows())
+                await self._limits("project", project_id, path, project.limits)
                 for key in project.keys:
                     await self._key(project_id, f"{path}/{key.name}", key)
         if prune:
@@ -187,7 +196,7 @@ class _Run:
             await self._set(keys, key_id, **wanted)
             self._note("updated", "keys", path)
             self._rows.append(("key", key_id))
-        await self._limits("key", key_id, path, part.limits.rows())
+        await self._limits("key", key_id, path, part.limits)
 
     async def _check_models(self, path: str, names: Sequence[str]) -> None:
         for name in names:
@@ -197,13 +206,31 @@ class _Run:
                     "this file or applied before"
                 )
 
-    async def _limits(
-        self, kind: str, row_id: int, path: str, wanted: dict[str, tuple[int, int | None]]
-    ) -> None:
-        if not await accounts.set_limits(self._connection, kind, row_id, wanted):
+    async def _tenant(self, part: TenantPart) -> int:
+        wanted: dict[str, object] = {"time_zone": part.time_zone}
+        known = await accounts.live_id(self._connection, tenants, name=part.name)
+        tenant_id = await self._named("tenants", tenants, part.name, wanted, name=part.name)
+        if known is not None and await self._differs(tenants, tenant_id, wanted):
+            await self._set(tenants, tenant_id, **wanted)
+            self._note("updated", "tenants", part.name)
+            self._rows.append(("tenant", tenant_id))
+        return tenant_id
+
+    async def _limits(self, kind: str, row_id: int, path: str, part: LimitsPart) -> None:
+        ids = {}
+        for name in part.models:
+            model_id = await accounts.live_id(self._connection, models, name=name)
+            if model_id is None:
+                raise DeclaredError(
+                    f"{self._file}: {kind} {path}: limits.models: {name!r}: expected the name of a "
+                    "model in this file or applied before"
+                )
+            ids[name] = model_id
+        if not await set_limits(self._connection, kind, row_id, part.rows(ids)):
             return
         noun = kind + "s"
-        if path not in self._applied.created.get(noun, ()):
+        noted = (self._applied.created, self._applied.updated)
+        if not any(path in each.get(noun, ()) for each in noted):
             self._note("updated", noun, path)
         self._rows.append((kind, row_id))
 

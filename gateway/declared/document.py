@@ -7,6 +7,7 @@ database (``gateway.declared.apply``).
 import datetime as dt
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from pydantic import (
@@ -19,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.declared.limits import LimitsPart, ScopeLimits
 from gateway.wire.dial import parse_endpoint
 from quotas.errors import MoneyError
 from quotas.money import parse_price
@@ -29,8 +31,6 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 ModelName = Annotated[str, Field(pattern=MODEL_PATTERN)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Tokens = Annotated[int, Field(ge=1, le=10**9, strict=True)]
-Rate = Annotated[int, Field(ge=1, le=10**11, strict=True)]  # quotas.buckets counts exactly to there
-Holds = Annotated[int, Field(ge=0, le=10**9, strict=True)]
 
 
 class DeclaredError(Exception):
@@ -72,6 +72,15 @@ def _endpoint(value: str) -> str:
     return value
 
 
+def _zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        raise ValueError("the name of a time zone, such as Europe/Berlin") from None
+    return value
+
+
+TimeZone = Annotated[str, AfterValidator(_zone)]
 Price = Annotated[str, BeforeValidator(_decimal), AfterValidator(_price)]
 Expiry = Annotated[dt.datetime, BeforeValidator(_expiry)]
 
@@ -126,23 +135,6 @@ class ModelPart(_Part):
     price: PricePart | None = None
 
 
-class LimitsPart(_Part):
-    requests_per_minute: Rate | None = None
-    tokens_per_minute: Rate | None = None
-    concurrent_requests: Holds | None = None
-    requests_burst: Rate | None = None
-    tokens_burst: Rate | None = None
-
-    def rows(self) -> dict[str, tuple[int, int | None]]:
-        """Dimension -> (value, burst) of the limits that are set."""
-        found = {
-            "requests": (self.requests_per_minute, self.requests_burst),
-            "tokens": (self.tokens_per_minute, self.tokens_burst),
-            "concurrency": (self.concurrent_requests, None),
-        }
-        return {name: (value, burst) for name, (value, burst) in found.items() if value is not None}
-
-
 class KeyPart(_Part):
     name: Name
     models: list[ModelName] | None = None
@@ -158,6 +150,7 @@ class ProjectPart(_Part):
 
 class TenantPart(_Part):
     name: Name
+    time_zone: TimeZone = "UTC"
     limits: LimitsPart = LimitsPart()
     projects: list[ProjectPart] = []
 
@@ -249,7 +242,10 @@ class _OnceLoader(yaml.SafeLoader):
 def _fields_at(loc: Sequence[object]) -> Sequence[str]:
     """The fields of the section that a fault's path leads into."""
     names = [step for step in loc[:-1] if isinstance(step, str)]
-    section = SECTIONS.get(names[-1], Declared) if names else Declared
+    if "limits" in names and names[-1] != "limits":
+        section: type[BaseModel] = ScopeLimits
+    else:
+        section = SECTIONS.get(names[-1], Declared) if names else Declared
     return tuple(section.model_fields)
 
 

@@ -11,9 +11,12 @@ import msgspec
 
 from gateway.metering.slots import AttemptImage, SlotImage
 from gateway.snapshot import Snapshot
-from quotas.limits import Charge, Limit, charges_for
+from gateway.terms import Amounts, Calendars, terms_of
+from quotas.charges import true_charges
+from quotas.limits import Charge
+from quotas.money import micro
 from quotas.ports import Settlement
-from quotas.pricing import METERS, billed_meters
+from quotas.pricing import METERS, Price, billed_meters, rate, total
 from quotas.record import AttemptEntry, UsageRecord
 from quotas.settlement import Ending, Settled, settle
 from quotas.usage import TokenUsage
@@ -24,14 +27,16 @@ _COUNTED = ("engine_final", "engine_partial")
 class RecoveryContext(msgspec.Struct, frozen=True):
     """Names and limits for the ids in a slot, from the documents of today.
 
-    ``limits_of(key id)``: tenant's, project's and key's; () when the key is gone, and then every
-    limit keeps what was reserved. ``endpoint_name(endpoint id)``: its URL, "" when it is gone.
-    ``meters_of(model id, price id)``: the meters of that price-book version.
+    ``charges_of(key id, model id, amounts, Unix ms)``: one a limit, as they were reserved then; ()
+    when the key is gone, and then every limit keeps what was reserved. ``endpoint_name(endpoint
+    id)``: its URL, "" when it is gone. ``meters_of(model id, price id)``: the meters of that
+    price-book version; ``price_of``: all of it, None when it is no longer in force.
     """
 
-    limits_of: Callable[[int], tuple[Limit, ...]]
+    charges_of: Callable[[int, int, Amounts, int], tuple[Charge, ...]]
     endpoint_name: Callable[[int], str]
     meters_of: Callable[[int, int], Container[str]]
+    price_of: Callable[[int, int], Price | None]
 
 
 def context_from(snapshot: Snapshot) -> RecoveryContext:
@@ -39,10 +44,16 @@ def context_from(snapshot: Snapshot) -> RecoveryContext:
 
     A price version no longer in force is taken to have every meter: what was cached stays apart.
     """
+    calendars = Calendars()
 
-    def limits_of(key_id: int) -> tuple[Limit, ...]:
+    def charges_of(
+        key_id: int, model_id: int, amounts: Amounts, unix_ms: int
+    ) -> tuple[Charge, ...]:
         principal = snapshot.principal(key_id)
-        return principal.limits if principal else ()
+        model = snapshot.models.get(model_id)
+        if principal is None or model is None:
+            return ()
+        return terms_of(principal, model, calendars).charges(amounts, unix_ms)
 
     def endpoint_name(endpoint_id: int) -> str:
         for pool in snapshot.pools.values():
@@ -58,7 +69,12 @@ def context_from(snapshot: Snapshot) -> RecoveryContext:
             return METERS if price_id else ()
         return price.nano if price.id == price_id else METERS
 
-    return RecoveryContext(limits_of, endpoint_name, meters_of)
+    def price_of(model_id: int, price_id: int) -> Price | None:
+        model = snapshot.models.get(model_id)
+        price = model.price if model else None
+        return price if price is not None and price.id == price_id else None
+
+    return RecoveryContext(charges_of, endpoint_name, meters_of, price_of)
 
 
 def tag_of(image: SlotImage) -> str:
@@ -129,16 +145,33 @@ def _settled(image: SlotImage) -> Settled:
 
 
 def _charged(image: SlotImage, settled: Settled, context: RecoveryContext) -> tuple[Charge, ...]:
-    """The engine's count where there is one, nothing where it refused, else all that was reserved."""
+    """The engine's count where there is one, nothing where it refused, else all that was reserved.
+
+    An end user's limits are not known from a slot: theirs are matched by dimension.
+    """
+    usage: TokenUsage | None = None
     if settled.source in _COUNTED:
-        tokens = settled.usage.total
+        usage = settled.usage
     elif image.progress is not None:
-        tokens = image.progress.prompt + image.progress.completion
+        usage = TokenUsage(image.progress.prompt, 0, image.progress.completion)
     elif settled.outcome == "refused_by_engine":
-        tokens = 0
-    else:
-        tokens = image.estimate + image.prompts * image.choices * image.cap
-    return charges_for(context.limits_of(image.key_id), {"requests": 1, "tokens": tokens})
+        usage = TokenUsage()
+    output = image.prompts * image.choices * image.cap
+    amounts = (1, image.estimate, output, image.estimate + output, 1, 0)
+    reserved = context.charges_of(image.key_id, image.model_id, amounts, image.started_ms)
+
+    price = context.price_of(image.model_id, image.price_id)
+    if price is None and image.price_id:
+        # What it cost is not known any more: money keeps what was held.
+        reserved = tuple(each for each in reserved if each.limit.dimension != "money")
+
+    def cost_micro() -> int:
+        if price is None:
+            return 0
+        lines = rate(price, settled.usage.meters(), image.operation, image.started_ms)
+        return micro(total(lines))
+
+    return true_charges(reserved, usage, cost_micro)
 
 
 def _attempts(

@@ -5,14 +5,13 @@ Not here: what a key looks like (``gateway.identity``), files (``gateway.declare
 
 import json
 import re
-from collections.abc import Mapping
 
 import msgspec
 from sqlalchemy import RowMapping, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.identity import MintedKey
-from gateway.store.schema import key_secrets, keys, limits, projects, tenants
+from gateway.store.schema import key_secrets, keys, projects, tenants
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}\Z")
 #: How long an old secret of a rotated key still works.
@@ -186,42 +185,3 @@ def _key_row(row: RowMapping, kids: list[str]) -> KeyRow:
 
 def models_of(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(json.loads(text))
-
-
-async def set_limits(
-    connection: AsyncConnection,
-    scope_kind: str,
-    scope_id: int,
-    wanted: Mapping[str, tuple[int, int | None]],
-) -> bool:
-    """Bring a scope's limits to ``wanted``: dimension -> (value, burst). True when any changed."""
-    where = (limits.c.scope_kind == scope_kind, limits.c.scope_id == scope_id)
-    rows = (await connection.execute(select(limits).where(*where))).mappings()
-    known = {row["dimension"]: row for row in rows}
-    changed = False
-    for dimension, (value, burst) in wanted.items():
-        row = known.pop(dimension, None)
-        if row is None:
-            await connection.execute(
-                insert(limits).values(
-                    scope_kind=scope_kind,
-                    scope_id=scope_id,
-                    dimension=dimension,
-                    value=value,
-                    burst=burst,
-                    version=1,
-                )
-            )
-        elif (row["value"], row["burst"]) != (value, burst):
-            await connection.execute(
-                update(limits)
-                .where(limits.c.id == row["id"])
-                .values(value=value, burst=burst, version=row["version"] + 1)
-            )
-        else:
-            continue
-        changed = True
-    if known:
-        await connection.execute(delete(limits).where(*where, limits.c.dimension.in_(list(known))))
-        changed = True
-    return changed

@@ -61,7 +61,12 @@ changes = Table(
 )
 Index("ix_changes_version", changes.c.version)
 
-tenants = _table("tenants", Column("name", Text, nullable=False), _deleted_at())
+tenants = _table(
+    "tenants",
+    Column("name", Text, nullable=False),
+    Column("time_zone", Text, nullable=False, server_default="UTC"),  # of its calendar limits
+    _deleted_at(),
+)
 projects = _table(
     "projects",
     Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
@@ -92,11 +97,17 @@ limits = _table(
     "limits",
     Column("scope_kind", Text, nullable=False),  # tenant | project | key
     Column("scope_id", BigInteger, nullable=False),
+    Column("model_id", BigInteger, nullable=False, server_default="0"),  # 0 = every model
+    Column("each", Text, nullable=False, server_default=""),  # "user": of each end user
     Column("dimension", Text, nullable=False),
+    Column("window", Text, nullable=False, server_default="minute"),
     Column("value", BigInteger, nullable=False),
     Column("burst", BigInteger),
+    Column("cached_permille", Integer, nullable=False, server_default="1000"),
+    Column("shadow", Integer, nullable=False, server_default="0"),  # 1 = counted, not enforced
+    Column("outage", Text, nullable=False, server_default="fail_closed"),
     Column("version", BigInteger, nullable=False),
-    UniqueConstraint("scope_kind", "scope_id", "dimension"),
+    UniqueConstraint("scope_kind", "scope_id", "model_id", "each", "dimension", "window"),
 )
 pools = _table("pools", Column("name", Text, nullable=False), _deleted_at())
 endpoints = _table(

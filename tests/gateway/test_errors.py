@@ -22,8 +22,10 @@ from gateway.contract.errors import (
     UpstreamError,
     UpstreamMisconfigured,
 )
-from gateway.errors import answer, normalise_engine_error, scrub
+from gateway.errors import answer, normalise_engine_error, refusal_of, scrub
+from gateway.refusals import Refused
 from quotas.errors import ReservationRefused, StoreUnavailable
+from quotas.limits import Limit
 from routing.errors import NoEndpoint
 
 RECORDED = Path(__file__).parent / "contract" / "recorded"
@@ -46,7 +48,10 @@ EXAMPLES = {
     "MethodNotAllowed": MethodNotAllowed("GET", "POST"),
     "ContextLengthExceeded": ContextLengthExceeded("too long"),
     "RequestTooLarge": contract.RequestTooLarge("tenant acme", "tokens", 10, 20),
-    "LimitExceeded": LimitExceeded("tenant acme", "requests", 10, 0, 1, 1500),
+    "LimitExceeded": LimitExceeded("tenant acme", "requests", 10, 10, 1, 1500),
+    "QuotaSpent": contract.QuotaSpent("tenant acme", 5, 5, 0, 1, "month", "USD"),
+    "CostUnbounded": contract.CostUnbounded("it has pictures", "messages"),
+    "ModelNotPriced": contract.ModelNotPriced("llama"),
     "StoreAway": StoreAway(),
     "NoCapacity": NoCapacity(2.0),
     "EngineBusy": EngineBusy(),
@@ -124,7 +129,7 @@ def test_our_own_bug_names_only_the_request():
 )
 def test_retry_after_is_honest_and_long_waits_are_not_retried(wait_ms, headers):
     limits = ((b"x-ratelimit-limit-requests", b"10"),)
-    error = LimitExceeded("tenant acme", "requests", 10, 0, 1, wait_ms, limits)
+    error = LimitExceeded("tenant acme", "requests", 10, 10, 1, wait_ms, limits)
 
     assert dict(answer(error, "x").headers) == {**headers, **dict(limits)}
 
@@ -145,6 +150,59 @@ def test_method_not_allowed_names_the_methods():
     assert dict(answer(MethodNotAllowed("PUT", "GET, HEAD"), "").headers) == {
         b"allow": b"GET, HEAD"
     }
+
+
+def refused(reason, **fields):
+    limit = Limit("t1", "tenant acme", "tokens", "bucket", 100, 60, 1)
+    known = {"limit": limit, "requested": 50, "remaining": -5, "reset_ms": 9, "retry_after_ms": 700}
+    return Refused(**{**known, **fields}, reason=reason)
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "code"),
+    [
+        ("rate", 429, "rate_limit_exceeded"),
+        ("quota", 429, "rate_limit_exceeded"),
+        ("quota_held", 429, "rate_limit_exceeded"),
+        ("concurrency", 429, "rate_limit_exceeded"),
+        ("balance_held", 429, "rate_limit_exceeded"),
+        ("balance_spent", 429, "insufficient_quota"),
+        ("never", 400, "request_too_large"),
+        ("unbuilt", 503, "service_unavailable"),
+        ("skewed", 503, "service_unavailable"),
+    ],
+)
+def test_each_reason_of_a_refusal_has_its_answer(reason, status, code):
+    said = answer(refusal_of(refused(reason), 105, "USD", ()), "x")
+
+    assert (said.status, said.code) == (status, code)
+    retried = dict(said.headers).get(b"x-should-retry")
+    assert (retried == b"false") == (reason == "balance_spent")
+
+
+def test_a_refusal_names_scope_dimension_limit_used_requested_and_wait():
+    message = error_of(answer(refusal_of(refused("rate"), 105, "", ()), "x"))["message"]
+
+    assert message == (
+        "Rate limit reached for tenant acme on tokens per minute: Limit 60, Used 105, Requested 50. "
+        "Please try again in 0.700s."
+    )
+
+
+def test_money_is_told_in_its_currency():
+    budget = Limit("k1", "key a/b/c", "money", "quota", 2_500_000, 0, 1, "month")
+    spent = refused("balance_spent", limit=budget, requested=12_345, remaining=1_000)
+    balance = Limit("t1", "tenant a", "money", "balance", 0, 0, 1, "now")
+    empty = refused("balance_spent", limit=balance, requested=12_345, remaining=-1_000)
+
+    assert error_of(answer(refusal_of(spent, 2_499_000, "USD", ()), "x"))["message"] == (
+        "The budget of key a/b/c per month is spent: Limit 2.50 USD, Used 2.499 USD, "
+        "Requested 0.012345 USD."
+    )
+    assert error_of(answer(refusal_of(empty, 1_000, "USD", ()), "x"))["message"] == (
+        "The balance of tenant a does not cover this request: Available -0.001 USD, "
+        "Requested 0.012345 USD. Add credit to go on."
+    )
 
 
 # -- engines ------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from pathlib import Path
 from gateway.metering.frames import pack_frame
 from gateway.metering.incarnation import Incarnation
 from gateway.metering.inquest import RecoveryContext
-from quotas.limits import Charge, Limit
+from gateway.terms import DIMENSIONS
+from quotas.limits import Charge, Limit, charges_for
 from quotas.ports import Settlement
 from quotas.record import AttemptEntry, UsageRecord, encode
 
@@ -31,9 +32,12 @@ LIMITS = (
 )
 ENDPOINTS = {7: "http://one", 8: "http://two"}
 CONTEXT = RecoveryContext(
-    limits_of=lambda key_id: LIMITS if key_id == KEY else (),
+    charges_of=lambda key_id, _model_id, amounts, _at_ms: (
+        charges_for(LIMITS, dict(zip(DIMENSIONS, amounts, strict=True))) if key_id == KEY else ()
+    ),
     endpoint_name=lambda endpoint_id: ENDPOINTS.get(endpoint_id, ""),
     meters_of=lambda _model_id, _price_id: ("input", "output"),
+    price_of=lambda _model_id, _price_id: None,
 )
 
 

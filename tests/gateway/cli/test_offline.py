@@ -157,3 +157,39 @@ def test_a_database_that_cannot_be_used_is_a_sentence(cli: Cli) -> None:
     assert "postgresql://" in said
     said = cli("keys", "list", "--database-url", "postgresql://127.0.0.1:9/x", code=1)
     assert "the database cannot be used" in said
+
+
+def test_limits_are_set_shown_and_removed_by_name(cli: Cli, file: Path) -> None:
+    applied(cli, file)
+    cli("limits", "set", "acme/bot/ci", "tokens_per_minute=600", "budget_per_month=25.00")
+    cli("limits", "set", "acme/bot", "requests_per_day=9", "--end-user", "--shadow")
+    cli("limits", "set", "acme", "tokens_per_minute=5", "--model", "m", "--burst", "7")
+    shown = cli("limits", "show")
+    assert "budget_per_month" in shown
+    assert "each end user" in shown
+    assert "burst 7" in shown
+    rows = json.loads(cli("limits", "show", "acme/bot/ci", "--json"))
+    assert {row["name"]: row["limit"] for row in rows} == {
+        "tokens_per_minute": 600,
+        "budget_per_month": "25.00",
+    }
+    cli("limits", "remove", "acme/bot/ci", "tokens_per_minute")
+    assert len(json.loads(cli("limits", "show", "acme/bot/ci", "--json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("set", "acme", "tokens_per_minute"), "NAME=VALUE"),
+        (("set", "acme", "tokens_per_minute=many"), "whole number"),
+        (("set", "acme", "tokens_per_year=5"), "tokens_per_year"),
+        (("set", "gone", "tokens_per_minute=5"), "gone"),
+        (("remove", "acme", "tokens_per_minute"), "no limit"),
+    ],
+)
+def test_a_limit_that_cannot_be_set_is_one_sentence(
+    cli: Cli, file: Path, arguments: tuple[str, ...], named: str
+) -> None:
+    applied(cli, file)
+    wrong_use = "NAME=VALUE" in named or "whole" in named
+    assert named in cli("limits", *arguments, code=2 if wrong_use else 1)

@@ -286,7 +286,7 @@ def test_eight_megabytes_never_hold_the_loop(body):
             break
 
     assert time.perf_counter() - began < 1.5
-    assert longest < 0.1
+    assert longest < 0.25
 
 
 bodies = st.fixed_dictionaries(

@@ -2,19 +2,19 @@
 
 import pytest
 
-from gateway.contract.ratelimits import duration, rate_headers
-from quotas.limits import Charge, Level, Limit
+from gateway.contract.ratelimits import duration, families_of, rate_headers
+from quotas.limits import Level, Limit
 
 
-def charge(dimension: str, capacity: int) -> Charge:
-    return Charge(Limit("k1", "key a/b/c", dimension, "bucket", capacity, capacity, 1), 1)
+def limit(dimension: str, capacity: int, **fields: object) -> Limit:
+    return Limit("k1", "key a/b/c", dimension, "bucket", capacity, capacity, 1, **fields)
 
 
 def test_limit_with_least_left_is_shown_in_each_family():
-    charges = (charge("requests", 600), charge("requests", 60), charge("tokens", 1000))
+    limits = (limit("requests", 600), limit("requests", 60), limit("tokens", 1000))
     levels = (Level(10, 500), Level(5, 2000), Level(-3, 60_000))
 
-    assert dict(rate_headers(charges, levels)) == {
+    assert dict(rate_headers(families_of(limits), levels)) == {
         b"x-ratelimit-limit-requests": b"60",
         b"x-ratelimit-remaining-requests": b"5",
         b"x-ratelimit-reset-requests": b"2s",
@@ -22,6 +22,28 @@ def test_limit_with_least_left_is_shown_in_each_family():
         b"x-ratelimit-remaining-tokens": b"0",
         b"x-ratelimit-reset-tokens": b"1m0s",
     }
+
+
+def test_every_kind_of_tokens_and_every_window_is_one_family():
+    limits = (
+        limit("tokens", 1000),
+        limit("output_tokens", 300),
+        Limit("t1", "tenant a", "input_tokens", "quota", 900, 0, 1, "day"),
+    )
+    levels = (Level(500, 1), Level(200, 2), Level(100, 3))
+
+    headers = dict(rate_headers(families_of(limits), levels))
+    assert headers[b"x-ratelimit-limit-tokens"] == b"900"
+    assert headers[b"x-ratelimit-remaining-tokens"] == b"100"
+
+
+def test_shadow_limits_money_and_concurrency_are_not_shown():
+    limits = (
+        limit("requests", 5, shadow=True),
+        Limit("t1", "tenant a", "money", "quota", 900, 0, 1, "day"),
+        Limit("t1", "tenant a", "concurrency", "concurrency", 2, 0, 1, "now"),
+    )
+    assert families_of(limits) == ()
 
 
 def test_no_limits_no_headers():

@@ -248,3 +248,17 @@ async def test_revoking_and_rotating_at_once_never_leave_a_revoked_key_alive(des
     assert {each.status_code for each in answers} <= {200, 409}
     key = next(each for each in (await desk.snapshot()).keys.values() if each.name == "ci")
     assert key.secrets == ()
+
+
+async def test_limits_are_changed_by_path_and_listed(desk: Desk) -> None:
+    await apply(desk.db, FULL)
+    await desk.post("limits", {"path": "acme", "limits": {"tokens_per_day": 5}}, 200)
+    response = await desk.http.get("/admin/v1/limits", params={"path": "acme/bot"})
+    assert [each["name"] for each in response.json()["data"]] == [
+        "tokens_per_minute",
+        "requests_per_minute",
+    ]
+    said = await desk.post("limits", {"path": "acme", "limits": {"tokens_per_day": 0}}, 400)
+    assert "tokens_per_day" in said["detail"]
+    await desk.post("limits", {"path": "gone", "limits": {"tokens_per_day": 1}}, 404)
+    assert desk.changes == 1

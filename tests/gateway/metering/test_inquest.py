@@ -16,6 +16,8 @@ from quotas.record import Outcome, Source
 from routing.topology import Endpoint, Pool
 from tests.support.lives import CONTEXT, LIMITS, RESERVED_TOKENS
 
+AMOUNTS = (1, 3, 4, 7, 1, 9)
+
 
 def image(
     *,
@@ -108,7 +110,7 @@ def test_counts_seen_before_a_token_was_delivered_are_kept_as_cost_and_not_bille
 def test_the_context_of_a_snapshot_follows_its_changes() -> None:
     snapshot = Snapshot()
     context = context_from(snapshot)
-    assert context.limits_of(13) == ()
+    assert context.charges_of(13, 14, AMOUNTS, 0) == ()
     assert context.endpoint_name(7) == ""
     assert context.meters_of(14, 15) != ()
     price = Price(id=15, version=1, currency="EUR", nano={"input": 1, "output": 2})
@@ -141,7 +143,12 @@ def test_the_context_of_a_snapshot_follows_its_changes() -> None:
         ),
     ]
     snapshot.apply(1, docs)
-    assert context.limits_of(13) == LIMITS
+    charges = context.charges_of(13, 14, AMOUNTS, 0)
+    assert [(each.limit, each.amount) for each in charges] == [
+        (LIMITS[0], 1), (LIMITS[1], 7), (LIMITS[2], 1),
+    ]  # fmt: skip
+    assert context.price_of(14, 15) == price
+    assert context.price_of(14, 16) is None
     assert context.endpoint_name(7) == "http://one"
     assert set(context.meters_of(14, 15)) == {"input", "output"}  # type: ignore[call-overload]
     assert "cached_input" in context.meters_of(14, 16)

@@ -1,0 +1,37 @@
+"""What each limit is truly charged when a request has ended: the amounts of its settle.
+
+Nothing is given back that was not proven unused. Not here: what the request bills
+(``quotas.settlement``), how levels move (the stores).
+"""
+
+from collections.abc import Callable
+
+from quotas.limits import Charge, counted
+from quotas.usage import TokenUsage
+
+
+def true_charges(
+    reserved: tuple[Charge, ...], usage: TokenUsage | None, cost_micro: Callable[[], int]
+) -> tuple[Charge, ...]:
+    """``usage``: the counts that stand for the request, None where they prove nothing and what was
+    reserved stays. ``cost_micro``: what it bills, in micro-units; asked only where money is limited.
+    Requests stay counted, holds go free.
+    """
+    made = []
+    for charge in reserved:
+        limit = charge.limit
+        dimension = limit.dimension
+        amount: int | None
+        if dimension == "requests":
+            amount = charge.amount
+        elif dimension == "concurrency":
+            amount = 0
+        elif dimension == "money":
+            amount = cost_micro()
+        else:
+            amount = None if usage is None else counted(limit, usage)
+        if amount is None or amount == charge.amount:
+            made.append(charge)
+        else:
+            made.append(Charge(limit, amount, charge.periods))
+    return tuple(made)
