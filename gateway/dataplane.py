@@ -24,6 +24,7 @@ import uvloop
 
 from gateway import __version__
 from gateway.call import Call
+from gateway.ceilings import Ceilings
 from gateway.contract.envelope import Bounds
 from gateway.contract.errors import Draining, KeyRevoked
 from gateway.engines import Engines, process_environ
@@ -45,6 +46,7 @@ from gateway.telemetry.counters import Counters
 from gateway.telemetry.tracing import Tracer
 from gateway.wire.cors import Cors
 from gateway.wire.deadlines import Wheel
+from gateway.wire.fetch import fetch
 from gateway.wire.server import Server
 from quotas.errors import StoreUnavailable
 from quotas.ports import QuotaStore
@@ -133,6 +135,7 @@ class DataPlane:
             monotonic=self._monotonic,
             unix_ms=unix_ms,
             chance=random.random,
+            ceilings=Ceilings(self.snapshot, self.engines, fetch),
             bounds=msgspec.convert(msgspec.structs.asdict(self._settings.policy), Bounds),
         )
 

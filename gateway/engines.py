@@ -76,6 +76,15 @@ class Engines:
                 smallest = told
         return smallest
 
+    def headers_for(self, endpoint: Endpoint) -> list[tuple[bytes, bytes]]:
+        """Of a question that is no inference: JSON, and the endpoint's own key."""
+        headers = [(b"content-type", b"application/json")]
+        credential = credential_of(endpoint, self._environ)
+        # A line end in a secret is a mistake in a file; sent, it would be a second header.
+        if credential and not set(credential) & set(b"\r\n\0"):
+            headers.append((b"authorization", b"Bearer " + credential))
+        return headers
+
     def template_of(self, model: ModelDoc, pool: Pool | None) -> int | None:
         """What a template adds to a prompt at any of the pool's engines; None = one does not tell."""
         most: int | None = None

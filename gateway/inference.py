@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from gateway import identity
 from gateway.call import Call, Stop, id_headers
+from gateway.ceilings import Ceilings
 from gateway.contract.envelope import (
     BOUNDS,
     OPERATIONS,
@@ -25,17 +26,14 @@ from gateway.contract.envelope import (
 )
 from gateway.contract.errors import (
     ContractError,
-    CostUnbounded,
     InvalidBody,
     InvalidKey,
     ModelNotFound,
-    ModelNotPriced,
     NoCapacity,
     Overdue,
     StoreAway,
     UpstreamError,
 )
-from gateway.contract.prompts import text_only
 from gateway.contract.ratelimits import Headers, families_of, rate_headers
 from gateway.engines import Engines
 from gateway.errors import normalise_engine_error, refusal_of
@@ -50,7 +48,7 @@ from gateway.terms import Calendars, Terms, scope_of, terms_of
 from gateway.wire.relay import Ended, Failed
 from gateway.wire.server import Request
 from quotas.errors import StoreUnavailable
-from quotas.estimate import Plan, PromptEstimator, ceiling, plan
+from quotas.estimate import Plan, PromptEstimator, plan
 from quotas.limits import Charge, Level, Verdict
 from quotas.ports import QuotaStore
 from quotas.record import Outcome, UsageRecord
@@ -92,6 +90,7 @@ class Inference:
         monotonic: Callable[[], float],
         unix_ms: Callable[[], int],
         chance: Callable[[], float],
+        ceilings: Ceilings,
         bounds: Bounds = BOUNDS,
     ) -> None:
         self._snapshot = snapshot
@@ -104,6 +103,7 @@ class Inference:
         self._monotonic = monotonic
         self._unix_ms = unix_ms
         self._chance = chance
+        self._ceilings = ceilings
         self._bounds = bounds
         self._calendars = Calendars()
         self.refusals = Refusals()
@@ -120,7 +120,7 @@ class Inference:
         envelope = call.envelope = await _read(call.request.body, operation, self._bounds)
         model = self._resolve(principal, envelope.model)
         terms = self._terms(principal, model, envelope.user)
-        intent = self._plan(terms, envelope, call.request.body)
+        intent = await self._plan(terms, envelope, call.request.body)
         started_ms = self._unix_ms()
         slot = self._desk.claim()
         verdict, charges = await self._reserve(call, slot, terms, intent, started_ms)
@@ -177,7 +177,7 @@ class Inference:
             raise ModelNotFound(name)
         return model
 
-    def _plan(self, terms: Terms, envelope: Envelope, body: bytes) -> Plan:
+    async def _plan(self, terms: Terms, envelope: Envelope, body: bytes) -> Plan:
         """What the request reserves; refused here only when it could never fit."""
         model = terms.model
         pool = self._snapshot.pools.get(model.pool_id)
@@ -185,7 +185,7 @@ class Inference:
         sequences = envelope.prompts * envelope.n
         most: int | None = None
         if terms.spends:
-            most = self._ceiling(terms, envelope, body, context_tokens)
+            most = await self._ceilings.of(terms, envelope, body, context_tokens)
         output = terms.tightest_output
         intent = plan(
             prompt_estimate=self._estimator(model.id).estimate(envelope.text_bytes),
@@ -206,28 +206,6 @@ class Inference:
                 "min_tokens",
             )
         return intent
-
-    def _ceiling(
-        self, terms: Terms, envelope: Envelope, body: bytes, context_tokens: int | None
-    ) -> int:
-        """Prompt tokens that money is held for. Raises ``CostUnbounded``, ``ModelNotPriced``."""
-        model = terms.model
-        if terms.price is None:
-            raise ModelNotPriced(model.name)
-        most = ceiling(
-            prompts=envelope.prompts,
-            text_bytes=len(body) if text_only(body, envelope) else None,
-            template_tokens=self._engines.template_of(
-                model, self._snapshot.pools.get(model.pool_id)
-            ),
-            context_tokens=context_tokens,
-        )
-        if most is None:
-            raise CostUnbounded(
-                "its prompt is not plain text, or the engine does not tell what its template adds, "
-                "and the model's context is not known"
-            )
-        return most
 
     async def _reserve(
         self, call: Call, slot: Slot, terms: Terms, intent: Plan, started_ms: int

@@ -1,0 +1,99 @@
+"""How many prompt tokens a request cannot exceed: what money is held for.
+
+Text is bounded by its bytes, without a question. What only the engine can render (tools, template
+arguments) is counted by its /tokenize; the rest by the model's context. Where none of these is to be
+had the request is refused, with the reason: an unbounded cost must not meet a balance. Not here: the
+estimate that rates are reserved by (``quotas.estimate``).
+"""
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from gateway.contract.envelope import Envelope
+from gateway.contract.errors import CostUnbounded, ModelNotPriced
+from gateway.contract.prompts import question_for, text_only
+from gateway.engines import Engines
+from gateway.snapshot import Snapshot
+from gateway.terms import Terms
+from gateway.wire.dial import parse_endpoint
+from gateway.wire.fetch import Fetched, FetchFailed
+from quotas.estimate import TEMPLATE_TOKENS, ceiling
+from routing.topology import Endpoint
+
+TOKENIZE_S = 2.0
+#: A count comes with every token's number: some 7 bytes each.
+ANSWER_BYTES_MAX = 16 << 20
+Fetch = Callable[..., Awaitable[Fetched]]
+
+
+class _Counted(msgspec.Struct):
+    count: int
+
+
+_COUNTED = msgspec.json.Decoder(_Counted)
+
+
+class Ceilings:
+    """One per data process. ``fetch`` is ``gateway.wire.fetch.fetch``."""
+
+    def __init__(self, snapshot: Snapshot, engines: Engines, fetch: Fetch) -> None:
+        self._snapshot = snapshot
+        self._engines = engines
+        self._fetch = fetch
+
+    async def of(
+        self, terms: Terms, envelope: Envelope, body: bytes, context_tokens: int | None
+    ) -> int:
+        """Tokens of all prompts together. Raises ``CostUnbounded`` and ``ModelNotPriced``."""
+        model = terms.model
+        if terms.price is None:
+            raise ModelNotPriced(model.name)
+        pool = self._snapshot.pools.get(model.pool_id)
+        counted: int | None = None
+        plain = text_only(body, envelope)
+        if not plain:
+            question = question_for(body, envelope, model.upstream)
+            if question is not None:
+                counted = await self._ask(question, pool.endpoints if pool else ())
+        most = ceiling(
+            prompts=envelope.prompts,
+            text_bytes=len(body) if plain else None,
+            template_tokens=self._engines.template_of(model, pool),
+            context_tokens=context_tokens,
+            counted=counted,
+        )
+        if most is None:
+            raise CostUnbounded(
+                "the engine does not tell what its template adds to the prompt"
+                if plain
+                else "its prompt is not plain text, the engine does not count it, and the model's "
+                "context is not known",
+                None if plain else "messages",
+            )
+        return most
+
+    async def _ask(self, question: bytes, endpoints: tuple[Endpoint, ...]) -> int | None:
+        """The first engine's count that is to be had, and something for what it leaves out."""
+        for endpoint in endpoints:
+            if endpoint.dialect == "openai":
+                continue
+            signals = self._engines.signals.get(endpoint.id)
+            if signals is not None and signals.healthy is False:
+                continue
+            try:
+                answer = await self._fetch(
+                    parse_endpoint(endpoint.url),
+                    "POST",
+                    "/tokenize",
+                    headers=self._engines.headers_for(endpoint),
+                    body=question,
+                    timeout_s=TOKENIZE_S,
+                    max_bytes=ANSWER_BYTES_MAX,
+                    ca_file=endpoint.ca_file,
+                )
+                if answer.status == 200:  # noqa: PLR2004 -- OK
+                    return _COUNTED.decode(answer.body).count + TEMPLATE_TOKENS
+            except (FetchFailed, msgspec.DecodeError):
+                continue
+        return None
