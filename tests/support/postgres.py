@@ -86,7 +86,15 @@ def serving() -> Iterator[Postgres]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+_RUNNING = pytest.StashKey[Postgres]()
+
+
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    with serving() as server:
-        yield server
+def postgres(request: pytest.FixtureRequest) -> Postgres:
+    """One server a test process, however many modules import this: making one costs seconds."""
+    stash = request.config.stash
+    if _RUNNING not in stash:
+        server = serving()
+        stash[_RUNNING] = server.__enter__()
+        request.config.add_cleanup(lambda: server.__exit__(None, None, None))
+    return stash[_RUNNING]

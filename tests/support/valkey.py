@@ -105,11 +105,18 @@ def serving() -> Iterator[Valkey]:
         server.close()
 
 
+_RUNNING = pytest.StashKey[Valkey]()
+
+
 @pytest.fixture(scope="session")
-def valkey() -> Iterator[Valkey]:
-    """One server for tests that leave it running; each takes a tag of its own."""
-    with serving() as server:
-        yield server
+def valkey(request: pytest.FixtureRequest) -> Valkey:
+    """One server a test process, for tests that leave it running; each takes a tag of its own."""
+    stash = request.config.stash
+    if _RUNNING not in stash:
+        server = serving()
+        stash[_RUNNING] = server.__enter__()
+        request.config.add_cleanup(lambda: server.__exit__(None, None, None))
+    return stash[_RUNNING]
 
 
 @pytest.fixture
