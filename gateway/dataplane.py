@@ -40,10 +40,13 @@ from gateway.metering.desk import Desk
 from gateway.metering.incarnation import Incarnation
 from gateway.reads import ReadLane
 from gateway.routes import Routes
+from gateway.settings import Settings
 from gateway.snapshot import Snapshot
 from gateway.telemetry.access import AccessLog, configure_logging
 from gateway.telemetry.counters import Counters
 from gateway.telemetry.tracing import Tracer
+from gateway.tokenizer import Tokenizer, TokenizerError
+from gateway.tokenizer import load as load_tokenizer
 from gateway.wire.cors import Cors
 from gateway.wire.deadlines import Wheel
 from gateway.wire.fetch import fetch
@@ -99,6 +102,7 @@ class DataPlane:
         self.link = LinkClient(
             launch.link_path, self._hello, {"moves": self._on_moves, "signals": self._on_signals}
         )
+        self._tokenizer = _tokenizer_of(settings)
         self.inference = self._inference()
         self.server = Server(
             settings.wire,
@@ -136,6 +140,7 @@ class DataPlane:
             unix_ms=unix_ms,
             chance=random.random,
             ceilings=Ceilings(self.snapshot, self.engines, fetch),
+            tokenizer=self._tokenizer,
             bounds=msgspec.convert(msgspec.structs.asdict(self._settings.policy), Bounds),
         )
 
@@ -209,6 +214,8 @@ class DataPlane:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.wheel.stop()
         self.engines.close()
+        if self._tokenizer is not None:
+            self._tokenizer.close()
         await self.store.close()
         self.incarnation.close()
         if self.access is not None:
@@ -340,6 +347,17 @@ class DataPlane:
         if not task.cancelled() and task.exception() is not None:
             log.error("background task %s died", task.get_name(), exc_info=task.exception())
             self._parted.set()  # a data process without its background is restarted
+
+
+def _tokenizer_of(settings: Settings) -> Tokenizer | None:
+    """A vocabulary that cannot be used costs the better estimate, not the service."""
+    if not settings.tokenizers_dir:
+        return None
+    try:
+        return load_tokenizer(settings.tokenizers_dir, settings.tokenizer)
+    except TokenizerError as error:
+        log.error("%s; prompts are estimated by their bytes", error)  # noqa: TRY400 -- a sentence
+        return None
 
 
 def _store_of(launch: Launch, owner: str) -> QuotaStore:

@@ -45,6 +45,7 @@ from gateway.refusals import Refusal, Refusals, Refused, used_of
 from gateway.snapshot import ModelDoc, Principal, Snapshot
 from gateway.telemetry.counters import Counters, labels_of
 from gateway.terms import Calendars, Terms, scope_of, terms_of
+from gateway.tokenizer import Tokenizer
 from gateway.wire.relay import Ended, Failed
 from gateway.wire.server import Request
 from quotas.errors import StoreUnavailable
@@ -92,6 +93,7 @@ class Inference:
         chance: Callable[[], float],
         ceilings: Ceilings,
         bounds: Bounds = BOUNDS,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self._snapshot = snapshot
         self._engines = engines
@@ -105,6 +107,7 @@ class Inference:
         self._chance = chance
         self._ceilings = ceilings
         self._bounds = bounds
+        self._tokenizer = tokenizer
         self._calendars = Calendars()
         self.refusals = Refusals()
         self._estimators: dict[int, PromptEstimator] = {}
@@ -120,6 +123,10 @@ class Inference:
         envelope = call.envelope = await _read(call.request.body, operation, self._bounds)
         model = self._resolve(principal, envelope.model)
         terms = self._terms(principal, model, envelope.user)
+        if self._tokenizer is not None:
+            envelope.text_bytes = await self._tokenizer.measure(
+                call.request.body, envelope.text_bytes
+            )
         intent = await self._plan(terms, envelope, call.request.body)
         started_ms = self._unix_ms()
         slot = self._desk.claim()
@@ -189,7 +196,7 @@ class Inference:
         output = terms.tightest_output
         intent = plan(
             prompt_estimate=self._estimator(model.id).estimate(envelope.text_bytes),
-            prompt_bytes=envelope.text_bytes,
+            prompt_bytes=len(body),
             prompt_ceiling=most,
             sequences=sequences,
             explicit_cap=envelope.cap,

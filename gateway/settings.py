@@ -121,6 +121,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     board_slots: Annotated[
         int, Meta(ge=16, le=1_000_000, description="requests in flight at once in one process")
     ] = 4_096
+    tokenizers_dir: Annotated[
+        str | None,
+        Meta(
+            description="folder of vocabularies (NAME.tiktoken) to estimate prompts by; needs the "
+            "tokenizers extra"
+        ),
+    ] = None
+    tokenizer: Annotated[
+        str, Meta(pattern="^[A-Za-z0-9._-]{1,64}$", description="the vocabulary in that folder")
+    ] = "o200k_base"
     policy: PolicySettings = PolicySettings()
     wire: WireSettings = WireSettings()
 

@@ -86,6 +86,7 @@ class Terms:
         "_amount_at",
         "_calendar",
         "_ceiling",
+        "_quotas",
         "_users",
         "currency",
         "families",
@@ -124,19 +125,20 @@ class Terms:
         self.tightest_money = _tightest(limits, ("money",))
         self._calendar = calendar
         self._amount_at = tuple([DIMENSIONS.index(limit.dimension) for limit in limits])
+        self._quotas = any(limit.algorithm == "quota" for limit in limits)
         self._users: dict[str, Terms] = {}
 
     def charges(self, amounts: Amounts, unix_ms: int) -> tuple[Charge, ...]:
         """One charge a limit; ``amounts`` in the order of ``DIMENSIONS``."""
+        own = [amounts[index] for index in self._amount_at]
+        if not self._quotas:
+            return tuple(map(Charge, self.limits, own))
         at = self._calendar.at
-        return tuple(
-            [
-                Charge(limit, amounts[index])
-                if limit.algorithm != "quota"
-                else Charge(limit, amounts[index], at(limit.window, unix_ms))
-                for limit, index in zip(self.limits, self._amount_at, strict=True)
-            ]
-        )
+        periods = [
+            at(limit.window, unix_ms) if limit.algorithm == "quota" else None
+            for limit in self.limits
+        ]
+        return tuple(map(Charge, self.limits, own, periods))
 
     def hold_micro(self, intent: Plan) -> int:
         """Money to hold for a request, in micro-units: what it may cost at most; 0 where nothing

@@ -44,6 +44,7 @@ SHELLS = (
     "gateway.store",
     "gateway.supervisor",
     "gateway.telemetry",
+    "gateway.tokenizer",  # a thread
     "gateway.wire",
     "quotas.store",
 )

@@ -68,7 +68,7 @@ class Envelope(msgspec.Struct):
     ``n``: choices per prompt, max(n, best_of). ``cap``: the caller's own, None = not said;
     ``default_cap``: the operation's, None = to be injected; ``min_tokens``: what the engine is told
     to make at least. ``text_bytes``: what the prompt's estimate is made from, encoded pictures and
-    recordings left out. ``user``: the end user, ``safety_identifier`` before ``user``.
+    recordings left out (a tokenizer may put a better measure there). ``user``: the end user, ``safety_identifier`` before ``user``.
     ``dropped``: privileged fields that will not reach the engine.
     """
 
