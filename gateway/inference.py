@@ -11,6 +11,7 @@ same path through ``_close``.
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import cast
 
 from gateway import identity
 from gateway.call import Call, Stop, id_headers
@@ -161,10 +162,12 @@ class Inference:
 
     def authenticate(self, request: Request) -> Principal:
         """The caller. The same error and the same work for unknown, wrong, revoked and expired."""
-        token = _token(request)
-        kid = identity.parse(token)
+        head = request.head
+        if head.memo is None:  # of these bytes; whose key it is, is asked each time
+            token = _token(request)
+            head.memo = identity.parse(token), identity.digest(self._pepper, token)
+        kid, digest = cast("tuple[str | None, bytes]", head.memo)
         found = self._snapshot.find_secret(kid) if kid is not None else None
-        digest = identity.digest(self._pepper, token)
         right = identity.matches(digest, found[1].digest if found else bytes(len(digest)))
         if not right or found is None:
             raise InvalidKey

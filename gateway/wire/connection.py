@@ -1,7 +1,7 @@
 """A client's connection: HTTP/1.1 on an asyncio protocol, one request in flight.
 
 It reads whole requests under limits and deadlines and hands each to the handler. Two readers must
-agree on a head: ours, which leaves no room for doubt, and llhttp. The socket is read throughout a
+agree on a head (``head_cache``): ours, which leaves no room for doubt, and llhttp. The socket is read throughout a
 running request, since a FIN behind a paused reader is an abort nobody sees; what a client sends
 ahead of its turn is kept up to a bound. Longer than most files: it is one state machine. Not here:
 what a head may be (``guard``), who may connect (``lobby``).
@@ -14,8 +14,6 @@ from asyncio import Transport
 from collections.abc import Callable
 from typing import cast
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
-
 from gateway.contract.errors import (
     BadRequestHead,
     BodyTooLarge,
@@ -26,7 +24,7 @@ from gateway.contract.errors import (
 )
 from gateway.wire import heads
 from gateway.wire.chunked import ChunkedBody
-from gateway.wire.guard import Head, read_head
+from gateway.wire.guard import Head
 from gateway.wire.lobby import TURNED_AWAY_MAX, Lobby
 from gateway.wire.proxy_header import read_proxy
 from gateway.wire.reply import Reply
@@ -41,10 +39,6 @@ ANNOUNCEMENT_BYTES_MAX = 8192
 log = logging.getLogger("gateway.wire.connection")
 
 
-class _Silent:
-    """llhttp's callbacks are not needed: it only has to agree."""
-
-
 class Connection(asyncio.Protocol):
     """``peer``: the client's address, as its socket or a trusted PROXY header has it."""
 
@@ -56,6 +50,7 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._buffer: bytes | bytearray = b""
         self._head: Head | None = None
+        self._length: int | None = 0  # the body's; None when chunked
         self._chunks: ChunkedBody | None = None
         self._reply: Reply | None = None
         self._deadline = lobby.wheel.add(self._settings.idle_s, self._due)
@@ -204,19 +199,12 @@ class Connection(asyncio.Protocol):
             return False
         if end + 4 > limit:
             raise HeadTooLarge
-        data = bytes(buffer[: end + 4])
-        head = self._head = read_head(data, self._settings)
-        try:
-            HttpRequestParser(_Silent()).feed_data(data)
-        except HttpParserUpgrade:
-            pass  # an offer to speak something else, which a server may ignore (RFC 9110 7.8)
-        except HttpParserError:
-            raise BadRequestHead("the head reads differently to another parser") from None
+        self._head, self._length = self._lobby.heads.read(bytes(buffer[: end + 4]))
         self._buffer = buffer[end + 4 :]
         limit = self._settings.body_bytes_max
-        if head.length is None:
+        if self._length is None:
             self._chunks = ChunkedBody(limit)
-        elif head.length > limit:
+        elif self._length > limit:
             raise BodyTooLarge(limit)
         return True
 
@@ -237,7 +225,7 @@ class Connection(asyncio.Protocol):
         buffer = self._buffer
         if self._chunks is not None:
             return self._read_chunks(self._chunks)
-        length = head.length or 0
+        length = self._length or 0
         if len(buffer) == length:
             self._buffer = b""
             return bytes(buffer)
@@ -318,15 +306,10 @@ class Connection(asyncio.Protocol):
             if allowed is not None:
                 reply.send(204, allowed, b"")
                 return
-        request = Request(
-            head.method,
-            head.target,
-            head.headers,
-            body,
-            client_address(self.peer, head.headers, lobby.trusted) if lobby.trusted else self.peer,
-            self._arrived_s,
-            head.fields,
-        )
+        peer = self.peer
+        if lobby.trusted:
+            peer = client_address(peer, head.headers, lobby.trusted)
+        request = Request(head, body, peer, self._arrived_s)
         task = self._loop.create_task(self._serve(request, reply), name="request")
         lobby.tasks.add(task)
         task.add_done_callback(lobby.tasks.discard)

@@ -41,7 +41,11 @@ class Deadline:
 
     def move(self, delay_s: float) -> None:
         """Due ``delay_s`` from now; only a time before its slot's costs more than a number."""
-        self.due = self._wheel.tick_at(delay_s)
+        self.aim(self._wheel.tick_at(delay_s))
+
+    def aim(self, due: int) -> None:
+        """Due at that tick."""
+        self.due = due
         if self.due < self.at and self.callback is not None:
             self._wheel.place(self)
 
@@ -57,13 +61,13 @@ class Wheel:
         self._tick_s = tick_s
         self._loop = loop
         self._slots: list[set[Deadline]] = [set() for _ in range(SLOTS)]
-        self._now = 0
+        self.now = 0  # in ticks
         self._began_s = loop.time()
         self._handle: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         if self._handle is None:
-            self._began_s = self._loop.time() - self._now * self._tick_s
+            self._began_s = self._loop.time() - self.now * self._tick_s
             self._handle = self._loop.call_later(self._tick_s, self._turn)
 
     def stop(self) -> None:
@@ -72,26 +76,29 @@ class Wheel:
             self._handle = None
 
     def add(self, delay_s: float, callback: Callable[[], None]) -> Deadline:
-        deadline = Deadline(self, self.tick_at(delay_s), callback)
+        return self.add_at(self.tick_at(delay_s), callback)
+
+    def add_at(self, due: int, callback: Callable[[], None]) -> Deadline:
+        deadline = Deadline(self, due, callback)
         self.place(deadline)
         return deadline
 
     def tick_at(self, delay_s: float) -> int:
         """The first tick that is not before ``delay_s`` from now."""
-        return self._now + int(delay_s / self._tick_s) + 2
+        return self.now + int(delay_s / self._tick_s) + 2
 
     def place(self, deadline: Deadline) -> None:
         if deadline.slot is not None:
             deadline.slot.discard(deadline)
-        deadline.at = min(deadline.due, self._now + SLOTS - 1)
+        deadline.at = min(deadline.due, self.now + SLOTS - 1)
         slot = self._slots[deadline.at % SLOTS]
         slot.add(deadline)
         deadline.slot = slot
 
     def advance(self) -> None:
         """One tick: fire what is due, re-place what has moved or lies a revolution ahead."""
-        self._now += 1
-        slot = self._slots[self._now % SLOTS]
+        self.now += 1
+        slot = self._slots[self.now % SLOTS]
         if not slot:
             return
         due = list(slot)
@@ -101,7 +108,7 @@ class Wheel:
             if callback is None or deadline.slot is not slot:
                 continue  # cancelled, or moved, by one that fired before it in this tick
             deadline.slot = None
-            if deadline.due > self._now:
+            if deadline.due > self.now:
                 self.place(deadline)
                 continue
             deadline.due = deadline.at = NEVER
@@ -113,6 +120,6 @@ class Wheel:
     def _turn(self) -> None:
         """Catch up with the clock, then sleep a tick."""
         target = int((self._loop.time() - self._began_s) / self._tick_s)
-        while self._now < target:
+        while self.now < target:
             self.advance()
         self._handle = self._loop.call_later(self._tick_s, self._turn)

@@ -40,7 +40,8 @@ _SINGLE = frozenset(
 
 class Head:
     """A request head that passed. ``length``: the body's; None when chunked. ``fields``: the first
-    value of each name.
+    value of each name. ``memo`` is the handler's, for what it worked out from these bytes alone:
+    one head may serve many requests that are alike.
     """
 
     __slots__ = (
@@ -50,7 +51,10 @@ class Head:
         "headers",
         "http10",
         "length",
+        "memo",
         "method",
+        "path",
+        "query",
         "target",
     )
 
@@ -68,6 +72,10 @@ class Head:
     ) -> None:
         self.method = method
         self.target = target
+        path, _, query = target.decode("latin-1").partition("?")
+        self.path = path
+        self.query = query
+        self.memo: object = None
         self.headers = headers
         self.fields = fields
         self.http10 = http10
@@ -104,6 +112,11 @@ def read_head(data: bytes, settings: WireSettings) -> Head:
     if len(fields) != len(headers):
         fields = _firsts(headers)
     return _judge(method.decode(), target, headers, fields, http10=minor == b"0")
+
+
+def is_length(digits: bytes) -> bool:
+    """One number that every reader reads alike."""
+    return _LENGTH.match(digits) is not None
 
 
 def _firsts(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from gateway.settings import WireSettings
 from gateway.wire.cors import Cors
 from gateway.wire.deadlines import Wheel
+from gateway.wire.head_cache import HeadCache
 from gateway.wire.reply import Reply
 from gateway.wire.request import Networks, Request, is_trusted
 
@@ -52,6 +53,7 @@ class Lobby:
         self.proxy_protocol = proxy_protocol
         self.cors = cors
         self.on_refused = on_refused
+        self.heads = HeadCache(settings)
         self.draining = False
         self.empty = asyncio.Event()
         self.tasks: set[Task[None]] = set()

@@ -2,6 +2,8 @@
 
 import ipaddress
 
+from gateway.wire.guard import Head
+
 Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 
 
@@ -10,42 +12,20 @@ class Request:
     X-Forwarded-For only where a trusted proxy says it.
     """
 
-    __slots__ = (
-        "arrived_s",
-        "body",
-        "fields",
-        "headers",
-        "method",
-        "path",
-        "peer",
-        "query",
-        "target",
-    )
+    __slots__ = ("arrived_s", "body", "head", "method", "path", "peer", "query")
 
-    def __init__(
-        self,
-        method: str,
-        target: bytes,
-        headers: list[tuple[bytes, bytes]],
-        body: bytes,
-        peer: str,
-        arrived_s: float,
-        fields: dict[bytes, bytes] | None = None,
-    ) -> None:
-        self.method = method
-        self.target = target
-        path, _, query = target.decode("latin-1").partition("?")
-        self.path = path
-        self.query = query
-        self.headers = headers
-        self.fields = dict(reversed(headers)) if fields is None else fields
+    def __init__(self, head: Head, body: bytes, peer: str, arrived_s: float) -> None:
+        self.head = head
+        self.method = head.method
+        self.path = head.path
+        self.query = head.query
         self.body = body
         self.peer = peer
         self.arrived_s = arrived_s
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of a lower-case name."""
-        return self.fields.get(name)
+        return self.head.fields.get(name)
 
 
 def client_address(peer: str, headers: list[tuple[bytes, bytes]], trusted: Networks) -> str:

@@ -1,6 +1,6 @@
 """The deadlines of one attempt: first event, gap between chunks, total, and silence.
 
-On the coarse wheel; a chunk only moves two due times. Not here: what a deadline means to the
+On the coarse wheel. Not here: what a deadline means to the
 request, which the callbacks decide.
 """
 
@@ -10,17 +10,23 @@ from gateway.wire.deadlines import Deadline, Wheel
 
 
 class Watch:
-    """Starts when the request's bytes went upstream. ``on_late(committed)`` runs once at most."""
+    """Starts when the request's bytes went upstream. ``on_late(committed)`` runs once at most.
+
+    One deadline for all four: it is set for the soonest, and looks what is due when it comes; a chunk
+    only notes the tick. ``silence_s`` None: nobody waits for signs of life.
+    """
 
     __slots__ = (
         "_committed",
-        "_gap_s",
+        "_deadline",
+        "_ends",
+        "_gap",
+        "_last_chunk",
+        "_last_sign",
         "_on_late",
         "_on_silence",
-        "_progress",
+        "_patience",
         "_silence",
-        "_silence_s",
-        "_total",
         "_wheel",
     )
 
@@ -37,34 +43,38 @@ class Watch:
     ) -> None:
         self._wheel = wheel
         self._committed = False
-        self._gap_s = gap_s
-        self._silence_s = silence_s
         self._on_late = on_late
         self._on_silence = on_silence
-        self._progress: Deadline = wheel.add(first_event_s, self._late)
-        self._total: Deadline = wheel.add(total_s, self._late)
-        self._silence: Deadline | None = (
-            None if silence_s is None else wheel.add(silence_s, self._silent)
-        )
+        now = self._last_chunk = self._last_sign = wheel.now
+        self._ends = wheel.tick_at(total_s)
+        self._patience = wheel.tick_at(first_event_s) - now
+        self._gap = wheel.tick_at(gap_s) - now
+        self._silence = 0 if silence_s is None else wheel.tick_at(silence_s) - now
+        self._deadline: Deadline = wheel.add_at(self._soonest(), self._look)
 
     def chunk(self) -> None:
         """Something of the answer went to the client."""
-        self._committed = True
-        self._progress.move(self._gap_s)
-        if self._silence is not None and self._silence_s is not None:
-            self._silence.move(self._silence_s)
+        self._last_chunk = self._last_sign = self._wheel.now
+        if not self._committed:
+            self._committed = True
+            self._patience = self._gap
+            self._deadline.aim(self._soonest())
 
     def cancel(self) -> None:
-        self._progress.cancel()
-        self._total.cancel()
-        if self._silence is not None:
-            self._silence.cancel()
+        self._deadline.cancel()
 
-    def _late(self) -> None:
-        self.cancel()
-        self._on_late(self._committed)
+    def _soonest(self) -> int:
+        due = min(self._ends, self._last_chunk + self._patience)
+        return min(due, self._last_sign + self._silence) if self._silence else due
 
-    def _silent(self) -> None:
-        if self._silence_s is not None:
-            self._silence = self._wheel.add(self._silence_s, self._silent)
-        self._on_silence()
+    def _look(self) -> None:
+        now = self._wheel.now
+        if now >= self._ends or now >= self._last_chunk + self._patience:
+            self._on_late(self._committed)
+            return
+        silent = self._silence and now >= self._last_sign + self._silence
+        if silent:
+            self._last_sign = now
+        self._deadline = self._wheel.add_at(self._soonest(), self._look)
+        if silent:
+            self._on_silence()
