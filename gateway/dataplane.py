@@ -13,6 +13,7 @@ import ipaddress
 import logging
 import os
 import random
+import secrets
 import socket
 import sys
 import time
@@ -23,7 +24,7 @@ import msgspec
 import uvloop
 
 from gateway import __version__
-from gateway.call import Call
+from gateway.call import Call, id_headers
 from gateway.ceilings import Ceilings
 from gateway.contract.envelope import Bounds
 from gateway.contract.errors import Draining, KeyRevoked
@@ -380,8 +381,10 @@ async def _connected(store: RedisStore) -> None:
 
 def _refuse(error: Exception) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """What the wire answers to a request that never became one."""
-    said = answer(error, "")
-    return said.status, [(b"content-type", b"application/json"), *said.headers], said.body
+    request_id = secrets.token_hex(16)
+    said = answer(error, request_id)
+    headers = [(b"content-type", b"application/json"), *said.headers, *id_headers(request_id)]
+    return said.status, headers, said.body
 
 
 def cache_salts(pepper: bytes) -> Callable[[int], str]:

@@ -63,8 +63,17 @@ class Engines:
     def get(self, endpoint: Endpoint) -> Engine:
         known = self._engines.get(endpoint.id)
         if known is None or known.endpoint is not endpoint:
-            known = self._replace(known, endpoint)
+            if known is not None and known.endpoint == endpoint:
+                known.endpoint = endpoint  # the same, told again
+            else:
+                known = self._replace(known, endpoint)
         return known
+
+    def renew(self, endpoint: Endpoint) -> None:
+        """The engine refused our credential: read it again, for it may have been changed."""
+        known = self._engines.get(endpoint.id)
+        if known is not None:
+            self._replace(known, known.endpoint)
 
     def context_of(self, model: ModelDoc, pool: Pool | None) -> int | None:
         """The window the pool's engines told for a model, where the catalog names none."""

@@ -379,6 +379,7 @@ class Inference:
         now_s = self._monotonic()
         if now_s - self._alarmed_s.get(endpoint.id, -ALARM_EVERY_S) >= ALARM_EVERY_S:
             self._alarmed_s[endpoint.id] = now_s
+            self._engines.renew(endpoint)
             log.error(
                 "endpoint %s answers %d to us: check its api_key, its url and the model's upstream"
                 " name (%s)",

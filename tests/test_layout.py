@@ -54,16 +54,12 @@ PROVEN_ELSEWHERE = {
     # the data plane, whole, against real engines and clients
     "gateway.call": "flows/test_endings.py",
     "gateway.dataplane": "flows/test_first_request.py flows/test_endings.py",
-    "gateway.engines": "flows/test_first_request.py flows/test_endings.py",
-    "gateway.forward": "flows/test_endings.py",
     "gateway.inference": "flows/test_first_request.py flows/test_endings.py",
     "gateway.metering.desk": "flows/test_crashes.py gateway/metering/test_kill_points.py",
     "gateway.routes": "flows/test_first_request.py",
-    "gateway.wire.relay": "flows/test_first_request.py flows/test_endings.py",
     "gateway.wire.connection": "gateway/wire/test_server.py flows/test_malformed.py",
     "gateway.wire.reply": "gateway/wire/test_server.py",
     "gateway.wire.request": "gateway/wire/test_server.py",
-    "gateway.wire.watch": "flows/test_endings.py",
     # the command line, each command as it is typed
     "gateway.cli.apply": "gateway/cli/test_offline.py",
     "gateway.cli.client": "gateway/cli/test_offline.py",

@@ -265,11 +265,16 @@ def rename(frame: bytes, upstream_model: str, public_model: str) -> bytes:
 
 
 def error_in(frame: bytes) -> bytes | None:
-    """The JSON of an error event, always as ``{"error": ...}``; None for every other frame."""
+    """The JSON of an error event, always as ``{"error": ...}``; None for every other frame.
+
+    What cannot be read and speaks of an error is one: nobody else could read it either.
+    """
     if b'"error"' not in frame:
         return None
     payload = _payload(frame)
     decoded = _decoded(payload)
+    if not decoded:
+        return b'{"error":{}}'
     if decoded.get("error"):
         return payload
     if decoded.get("object") == "error":  # vLLM before 0.10

@@ -338,7 +338,8 @@ def test_rename_hides_whatever_name_the_engine_gives():
         (b'{"error":null,"choices":[]}', None),
         (b'{"choices":[{"finish_reason":"error"}]}', None),
         (b'{"choices":[{"delta":{"content":"\\"error\\":1"}}]}', None),
-        (b'{"error":', None),
+        (b'{"error":{"code":1e999}}', {"error": {}}),
+        (b'{"error":', {"error": {}}),
     ],
 )
 def test_error_events_are_told_from_text_about_errors(event, said):
