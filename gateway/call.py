@@ -42,6 +42,10 @@ class Call:
         self.relay: Relay | None = None
         self.stopped: tuple[Stop, ContractError | None] | None = None
 
+    @property
+    def streams(self) -> bool:
+        return self.envelope is not None and self.envelope.stream
+
     def stopping(self) -> tuple[Stop, ContractError | None] | None:
         """``stopped``, asked anew: it changes while the caller waits."""
         return self.stopped

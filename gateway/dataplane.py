@@ -40,6 +40,7 @@ from gateway.link.snapshot_file import read as read_snapshot_file
 from gateway.metering.desk import Desk
 from gateway.metering.incarnation import Incarnation
 from gateway.reads import ReadLane
+from gateway.recount import ASK_S, Recount
 from gateway.routes import Routes
 from gateway.settings import Settings
 from gateway.snapshot import Snapshot
@@ -56,6 +57,7 @@ from quotas.errors import StoreUnavailable
 from quotas.ports import QuotaStore
 from quotas.store.memory import MemoryStore
 from quotas.store.redis import RedisStore
+from quotas.unbilled import UnbilledEndings
 
 TICK_S = 0.5
 #: How long a fresh process waits for control before it starts from the snapshot file.
@@ -135,6 +137,8 @@ class DataPlane:
             forwarder=forwarder,
             store=self.store,
             desk=self.desk,
+            recount=Recount(self.engines, fetch, self.counters, self._monotonic),
+            unbilled=UnbilledEndings(self._settings.unbilled_endings_per_minute),
             counters=self.counters,
             pepper=pepper,
             monotonic=self._monotonic,
@@ -204,6 +208,7 @@ class DataPlane:
             call.stop("shutdown", Draining())
         await self.server.drain(1.0)
         self.server.close()
+        await self.inference.counted(ASK_S if drain_s else 0.1)
         self.desk.retry()
         settled = await self.store.flush(SETTLE_GRACE_S if drain_s else 0.2)
         if not settled:

@@ -23,16 +23,17 @@ NEXT_USAGE: dict[UsageMode, UsageMode] = {"continuous": "final", "final": "none"
 class Engine:
     """One endpoint as this process sees it."""
 
-    __slots__ = ("endpoint", "learned_usage", "pool")
+    __slots__ = ("credential", "endpoint", "learned_usage", "pool")
 
     def __init__(self, endpoint: Endpoint, environ: Mapping[str, str], idle_s: float) -> None:
         self.endpoint = endpoint
         self.learned_usage: UsageMode | None = None  # a 400 taught it
+        self.credential = credential_of(endpoint, environ)
         self.pool = ConnectionPool(
             parse_endpoint(endpoint.url),
             idle_s=idle_s,
             ca_file=endpoint.ca_file,
-            credential=credential_of(endpoint, environ),
+            credential=self.credential,
         )
 
     def usage_mode(self, signals: EndpointSignals | None) -> UsageMode:
@@ -74,6 +75,10 @@ class Engines:
         known = self._engines.get(endpoint.id)
         if known is not None:
             self._replace(known, known.endpoint)
+
+    def find(self, endpoint_id: int) -> Engine | None:
+        """An engine that was forwarded to; None when its endpoint has gone."""
+        return self._engines.get(endpoint_id)
 
     def context_of(self, model: ModelDoc, pool: Pool | None) -> int | None:
         """The window the pool's engines told for a model, where the catalog names none."""

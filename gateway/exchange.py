@@ -14,6 +14,7 @@ from enum import Enum
 
 import msgspec
 
+from gateway.contract.transcript import Transcript
 from gateway.contract.usage import UsageFold
 from gateway.snapshot import ModelDoc, Principal
 from quotas.charges import true_charges
@@ -126,7 +127,7 @@ class Exchange:
         self.started_ms = started_ms
         self.state = State.ADMITTED
         self.attempts: list[AttemptEntry] = []
-        self.fold = UsageFold(prompts, n)
+        self.fold: UsageFold = UsageFold(prompts, n)
         self.outcome: Outcome | None = None
         self.status = 0  # what the client got
         self.first_event_s = -1.0
@@ -136,12 +137,16 @@ class Exchange:
         self.engine_answered = False  # the last attempt ended in a status line of the engine's
         self._open_attempt: tuple[Endpoint, int] | None = None
 
-    def dispatch(self, endpoint: Endpoint, now_ms: int) -> int:
-        """An attempt's first byte is about to go upstream; the attempt's number, from 0."""
+    def dispatch(self, endpoint: Endpoint, now_ms: int, *, transcribe: bool = False) -> int:
+        """An attempt's first byte is about to go upstream; the attempt's number, from 0.
+
+        ``transcribe``: the engine gives no running counts, so what it says is kept to be counted.
+        """
         self._move(Event.DISPATCH)
         self.reached_engine = True
         self.engine_answered = False
-        self.fold = UsageFold(self.prompts, self.n)
+        kind = Transcript if transcribe else UsageFold
+        self.fold = kind(self.prompts, self.n)
         self._open_attempt = (endpoint, now_ms)
         return len(self.attempts)
 
@@ -167,16 +172,23 @@ class Exchange:
         self.status = status
         return True
 
-    def closing(self, now_s: float, tokenized: int | None = None) -> Closing:
-        """Record and settlement of an ended exchange; call once.
+    def closing(
+        self,
+        now_s: float,
+        tokenized: int | None = None,
+        tokenized_completion: int | None = None,
+    ) -> Closing:
+        """Record and settlement of an ended exchange; changes nothing.
 
-        ``tokenized``: the prompt as /tokenize counted it, where the engine's count is missing.
+        ``tokenized`` and ``tokenized_completion``: the prompt and what was said, as /tokenize
+        counted them, where the engine's own counts are missing.
         """
         assert self.outcome is not None
         settled = settle(
             self._ending(),
             tokenized=tokenized,
             estimate=self.prompt_estimate,
+            tokenized_completion=tokenized_completion,
             completion_estimate=self.frames,
         )
         usage = settled.usage
@@ -239,6 +251,8 @@ class Exchange:
         usage: TokenUsage | None = None  # as reserved
         if settled.source in ("engine_final", "engine_partial"):
             usage = settled.usage
+        elif settled.source == "tokenized" and settled.outcome == "ok":
+            usage = settled.usage  # all that was said, counted by the engine
         elif self.fold.prompt is not None:
             usage = TokenUsage(self.fold.prompt, 0, self.fold.completion or 0)
         elif self.engine_answered or not self.reached_engine:

@@ -90,7 +90,9 @@ class Forwarder:
             mode = engine.usage_mode(self._engines.signals.get(endpoint.id))
             body = self._body(call, plan, engine, mode)
             head = self._head(call, engine, len(body))
-            number = exchange.dispatch(endpoint, self._unix_ms())
+            # Running counts make a transcript needless; a whole answer is at hand anyway.
+            transcribe = mode != "continuous" or not call.streams
+            number = exchange.dispatch(endpoint, self._unix_ms(), transcribe=transcribe)
             slot.dispatched(number, endpoint.id)
             relay = call.relay = self._relay(call, slot, number, engine, headers)
             watch = self._watch(call, relay)

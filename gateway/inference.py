@@ -29,6 +29,7 @@ from gateway.contract.errors import (
     ContractError,
     InvalidBody,
     InvalidKey,
+    LimitExceeded,
     ModelNotFound,
     NoCapacity,
     Overdue,
@@ -36,12 +37,13 @@ from gateway.contract.errors import (
     UpstreamError,
 )
 from gateway.contract.ratelimits import Headers, families_of, rate_headers
-from gateway.engines import Engines
+from gateway.engines import Engine, Engines
 from gateway.errors import normalise_engine_error, refusal_of
 from gateway.exchange import Exchange
 from gateway.forward import Forwarder
 from gateway.metering.board import Slot
 from gateway.metering.desk import Desk
+from gateway.recount import Counted, Recount
 from gateway.refusals import Refusal, Refusals, Refused, used_of
 from gateway.snapshot import ModelDoc, Principal, Snapshot
 from gateway.telemetry.counters import Counters, labels_of
@@ -54,6 +56,8 @@ from quotas.estimate import Plan, PromptEstimator, plan
 from quotas.limits import Charge, Level, Verdict
 from quotas.ports import QuotaStore
 from quotas.record import Outcome, UsageRecord
+from quotas.settlement import unbilled_ms
+from quotas.unbilled import UnbilledEndings
 from routing.attempts import RetryBudget, may_retry
 from routing.breaker import on_busy, on_failure, on_success
 from routing.decide import decide
@@ -87,6 +91,8 @@ class Inference:
         forwarder: Forwarder,
         store: QuotaStore,
         desk: Desk,
+        recount: Recount,
+        unbilled: UnbilledEndings,
         counters: Counters,
         pepper: bytes,
         monotonic: Callable[[], float],
@@ -101,6 +107,9 @@ class Inference:
         self._forwarder = forwarder
         self._store = store
         self._desk = desk
+        self._recount = recount
+        self._unbilled = unbilled
+        self._counting: set[asyncio.Future[None]] = set()
         self._counters = counters
         self._pepper = pepper
         self._monotonic = monotonic
@@ -123,6 +132,7 @@ class Inference:
         principal = self.authenticate(call.request)
         envelope = call.envelope = await _read(call.request.body, operation, self._bounds)
         model = self._resolve(principal, envelope.model)
+        self._refuse_unbilled(principal)
         terms = self._terms(principal, model, envelope.user)
         if self._tokenizer is not None:
             envelope.text_bytes = await self._tokenizer.measure(
@@ -186,6 +196,14 @@ class Inference:
         if model is None or not self.may_use(principal, model):
             raise ModelNotFound(name)
         return model
+
+    def _refuse_unbilled(self, principal: Principal) -> None:
+        """Endings that bill nothing are free work, so they are bounded too."""
+        wait_ms = self._unbilled.wait_ms(principal.key.id, self._monotonic())
+        if wait_ms:
+            name = f"key {principal.key.path}"
+            allowed = self._unbilled.per_minute
+            raise LimitExceeded(name, "unbilled endings", allowed, allowed, 1, wait_ms)
 
     async def _plan(self, terms: Terms, envelope: Envelope, body: bytes) -> Plan:
         """What the request reserves; refused here only when it could never fit."""
@@ -325,12 +343,51 @@ class Inference:
         """Every ending comes here once: counts in the slot, journal, settle, free."""
         # A no-op unless our own code failed midway: then the engine's work is still recorded.
         exchange.end("engine_error", 500, self._unix_ms())
-        closing = exchange.closing(self._monotonic())
+        now_s = self._monotonic()
+        closing = exchange.closing(now_s)
+        record = closing.record
+        if record is not None and record.source == "estimated":
+            engine = self._recount.may_ask(call)
+            if engine is not None:
+                self._desk.note(slot, record)  # killed meanwhile, the estimate stands
+                task = asyncio.ensure_future(self._close_later(call, engine, slot, now_s))
+                self._counting.add(task)
+                task.add_done_callback(self._counting.discard)
+                return
         self._desk.close(slot, closing)
+        self._conclude(call, exchange, record)
+
+    async def _close_later(self, call: Call, engine: Engine, slot: Slot, now_s: float) -> None:
+        """The client has its answer; the engine is asked what it did not count."""
+        exchange = call.exchange
+        assert exchange is not None
+        counted = Counted()
+        try:
+            await self._recount.ask(call, engine, counted)
+        finally:
+            closing = exchange.closing(now_s, counted.prompt, counted.completion)
+            self._desk.file(slot, closing)
+            self._conclude(call, exchange, closing.record)
+
+    async def counted(self, timeout_s: float) -> None:
+        """Wait for counts still asked for; what is late is recorded as estimated."""
+        if self._counting:
+            _, late = await asyncio.wait(self._counting, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    def _conclude(self, call: Call, exchange: Exchange, record: UsageRecord | None) -> None:
+        """What is learned from an ending, and told of it."""
         self.refusals.forget(exchange.charges)
         self._learn(call, exchange)
-        if closing.record is not None:
-            self._count(exchange.model, closing.record)
+        if record is None:
+            return
+        self._count(exchange.model, record)
+        if not any(record.billed.values()):
+            self._unbilled.note(record.key_id, self._monotonic())
+            spent_ms = unbilled_ms(record)
+            self._counters.add("tf_unbilled_ms_total", labels_of(exchange.model.name), spent_ms)
 
     # -- choosing and judging ------------------------------------------------------------------
 

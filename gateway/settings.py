@@ -132,6 +132,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str, Meta(pattern="^[A-Za-z0-9._-]{1,64}$", description="the vocabulary in that folder")
     ] = "o200k_base"
     policy: PolicySettings = PolicySettings()
+    unbilled_endings_per_minute: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="requests of one key that may end without a bill, in one process; 0 = any",
+        ),
+    ] = 600
     wire: WireSettings = WireSettings()
 
 

@@ -38,6 +38,7 @@ SHELLS = (
     "gateway.loader",
     "gateway.metering",
     "gateway.reads",
+    "gateway.recount",
     "gateway.routes",
     "gateway.settings",
     "gateway.sockets",

@@ -118,7 +118,8 @@ class DemoEngine(Works):
     ) -> None:
         if method == "GET":
             self._get(path, answer)
-        elif path == "/tokenize":
+        elif path == "/tokenize" and not self.faults.no_tokenize:
+            await asyncio.sleep(self.faults.tokenize_delay_s)
             tokens = self._prompts(_object(body))[0]
             answer.send(
                 200,

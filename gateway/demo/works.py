@@ -20,6 +20,8 @@ class Faults(msgspec.Struct):
     stall_after_frames: int = -1
     refuse_continuous_usage: bool = False
     no_usage: bool = False
+    no_tokenize: bool = False
+    tokenize_delay_s: float = 0.0
     delay_s: float = 0.0
     error_event_first: bool = False
 

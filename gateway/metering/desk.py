@@ -13,7 +13,7 @@ from gateway.exchange import Closing
 from gateway.metering.board import Board, Slot
 from gateway.metering.journal import Journal, JournalFull
 from quotas.ports import QuotaStore
-from quotas.record import encode
+from quotas.record import UsageRecord, encode
 
 #: A full board or journal is this process's own shortage; another try may find room soon.
 RETRY_AFTER_S = 1.0
@@ -54,10 +54,16 @@ class Desk:
         """Books of an ended exchange. Never raises for want of room: what cannot be written now
         stays in its slot and is tried again by ``retry``.
         """
-        record = closing.record
-        if record is None:
+        if closing.record is None:
             self.give_up(slot, closing.settlement.tag, closing.settlement.reservation_id)
             return
+        self.note(slot, closing.record)
+        self.file(slot, closing)
+
+    def note(self, slot: Slot, record: UsageRecord) -> None:
+        """The ending into the slot. ``file`` follows, now or once better counts have come; who dies
+        between them is recorded as noted.
+        """
         usage = record.usage
         slot.ended(
             record.outcome,
@@ -70,6 +76,9 @@ class Desk:
             record.ttft_ms,
             record.total_ms,
         )
+
+    def file(self, slot: Slot, closing: Closing) -> None:
+        """The record into the journal, its settle queued, the slot free; or wait for room."""
         if not self._write(slot, closing):
             self._waiting.append((slot, closing))
 

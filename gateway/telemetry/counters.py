@@ -18,6 +18,8 @@ HELP = {
     "tf_inter_chunk_gap_seconds": "Time between two chunks of a stream.",
     "tf_reservations_open": "Reservations held by this process now.",
     "tf_refusals_total": "Requests refused by a limit, by scope and dimension.",
+    "tf_recounts_total": "Counts asked of /tokenize because an engine gave none, by result.",
+    "tf_unbilled_ms_total": "Engine time of endings that billed nothing, by model.",
     "tf_settle_lag_seconds": "Age of the oldest settlement not yet acknowledged.",
     "tf_journal_bytes": "Bytes in the journals of this host not yet freed.",
     "tf_attempts_total": "Forwards to engines by how they ended.",
@@ -36,6 +38,8 @@ LABELS = {
     "tf_refusals_total": ("scope", "dimension"),
     "tf_attempts_total": ("result",),
     "tf_upstream_misconfigured_total": ("model",),
+    "tf_recounts_total": ("result",),
+    "tf_unbilled_ms_total": ("model",),
     "tf_head_refusals_total": ("reason",),
 }
 #: Label values of one series travel as one string; no label value may hold this character.

@@ -150,3 +150,32 @@ def test_client_that_leaves_a_unary_answer_pays_the_prompts_estimate():
 
     assert (record.usage["prompt_tokens"], record.usage["completion_tokens"]) == (20, 0)
     assert record.source == "estimated"
+
+
+def test_an_answer_that_only_a_tokenizer_counted_is_charged_whole():
+    made = exchange()
+    made.dispatch(ENDPOINT, 1_100, transcribe=True)
+    made.commit(10.5)
+    made.delivered = True
+    made.end("ok", 200, 2_000)
+    closing = made.closing(12.0, 18, 7)
+
+    assert (closing.record.source, closing.record.billed) == (
+        "tokenized",
+        {"input": 18, "output": 7},
+    )
+    assert charged(closing) == [1, 25, 0]
+    assert charged(made.closing(12.0)) == [1, 500, 0]  # an estimate proves nothing
+
+
+def test_a_prompt_that_only_a_tokenizer_counted_refunds_nothing_of_a_cut_answer():
+    made = exchange()
+    made.dispatch(ENDPOINT, 1_100, transcribe=True)
+    made.end("client_abort", 0, 2_000)
+    closing = made.closing(12.0, 18, None)
+
+    assert (closing.record.source, closing.record.billed) == (
+        "tokenized",
+        {"input": 18, "output": 0},
+    )
+    assert charged(closing) == [1, 500, 0]

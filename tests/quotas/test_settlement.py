@@ -1,10 +1,12 @@
 """The table of endings, a case a row, and that no ending is left out."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
-from quotas.settlement import TABLE, Case, Ending, Seen, settle
+from quotas.record import AttemptEntry, UsageRecord
+from quotas.settlement import TABLE, Case, Ending, Seen, settle, unbilled_ms
 
 #: Nothing was counted by the engine; what we could find out ourselves.
 OURS = {"tokenized": 90, "estimate": 120, "tokenized_completion": 9, "completion_estimate": 12}
@@ -87,3 +89,89 @@ def test_cached_and_reasoning_tokens_come_along():
     usage = settle(ending).usage
 
     assert (usage.cached, usage.reasoning) == (64, 8)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "billing.md"
+CAUSES = {
+    "finished": "ok",
+    "client left": "client_abort",
+    "drain deadline": "shutdown",
+    "key revoked": "key_revoked",
+    "engine error": "engine_error",
+    "timeout": "timeout",
+    "gateway killed": "gateway_crash",
+    "engine answered 4xx": "refused_by_engine",
+}
+COUNTS = {
+    "final frame": [{"final": True, **COUNTED}],
+    "per chunk": [COUNTED],
+    "nothing": [{}],
+    "anything": [
+        {},
+        {"prompt": 100, "completion": 0},
+        {"final": True, "prompt": 100, "completion": 0},
+    ],
+}
+BILLED = {
+    "counted": (100, 20),
+    "/tokenize, else estimate": (90, 120),
+    "/tokenize of the text, else estimate": (9, 12),
+}
+
+
+def page_rows():
+    """The table of the page: its cells."""
+    lines = PAGE.read_text().partition("## Endings")[2].partition("## ")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line]
+    return rows[2:]
+
+
+def endings_of(ending, counted):
+    """Every ending that the first two cells of a row speak of."""
+    cause = next(code for name, code in CAUSES.items() if ending.startswith(name))
+    void = "empty finish" in ending
+    early = any(words in ending for words in ("before", "no token")) or cause == "refused_by_engine"
+    for counts in COUNTS[counted]:
+        yield Ending(cause=cause, delivered=not early and not void, void_finish=void, **counts)
+
+
+def said(cell, place):
+    """(with everything tokenized, with estimates alone) as a cell of the page says it."""
+    if cell == "0":
+        return 0, 0
+    both = BILLED[cell]
+    return (both[place], both[place]) if cell == "counted" else both
+
+
+@pytest.mark.parametrize("row", page_rows(), ids=lambda row: ", ".join(row[:2]))
+def test_the_page_says_what_the_table_does(row):
+    ending, counted, prompt, completion, source, outcome = row
+    sources = source.split(", ") * 2
+    for each in endings_of(ending, counted):
+        for knows, known in enumerate((OURS, ESTIMATES)):
+            settled = settle(each, **known)
+            assert settled.usage.prompt == said(prompt, 0)[knows]
+            assert settled.usage.completion == said(completion, 1)[knows]
+            assert (settled.source, settled.outcome) == (sources[knows], outcome)
+
+
+def test_the_page_has_every_cause():
+    assert {cause for row in page_rows() for cause in CAUSES if row[0].startswith(cause)} == set(
+        CAUSES
+    )
+
+
+def ended(billed, *attempts_ms):
+    attempts = tuple(AttemptEntry(1, "http://a", 100, 100 + ms, 200, 0, 0, 1) for ms in attempts_ms)
+    return UsageRecord(
+        request_id="a", tenant_id=1, project_id=1, key_id=1, model_id=1, price_id=0,
+        operation="chat", choices=1, attempts=attempts, usage={}, billed=billed, source="none",
+        outcome="engine_error", status=0, started_ms=100, ttft_ms=-1, total_ms=0,
+    )  # fmt: skip
+
+
+def test_engine_time_is_unbilled_where_nothing_was_billed():
+    assert unbilled_ms(ended({"input": 0, "output": 0}, 40, 7)) == 47
+    assert unbilled_ms(ended({"input": 1, "output": 0}, 40, 7)) == 0
+    assert unbilled_ms(ended({})) == 0
+    assert unbilled_ms(ended({}, -3)) == 0  # a clock that was set
