@@ -25,23 +25,24 @@ FREE = "free"
 class Account(msgspec.Struct, kw_only=True):
     """What a tenant's charges use up. Mutable.
 
-    ``grants``: in order. ``committed``: (contract id, period) -> nano charged within the
-    commitment. ``reserved``: (term id, minute) -> tokens used of it.
+    ``grants``: in order. ``committed``: month -> nano charged within the commitment. ``reserved``:
+    (term id, minute) -> tokens used of it.
     """
 
     grants: list[Grant] = []
-    committed: dict[tuple[int, int], int] = {}
+    committed: dict[int, int] = {}
     reserved: dict[tuple[int, int], int] = {}
 
 
 class Charged(msgspec.Struct, frozen=True, kw_only=True):
-    """``lines`` at the price; ``list_nano`` their sum; ``charged_nano`` what the tenant is charged.
-
-    ``covered_tokens`` came from the term, ``inside_nano`` counts toward the commitment.
+    """``lines`` at the price; ``list_nano`` their sum; ``payable_nano`` less what the term covered
+    (``covered_tokens``); ``charged_nano`` what the contract makes of it, ``inside_nano`` of that
+    within the commitment.
     """
 
     lines: tuple[Line, ...]
     list_nano: int
+    payable_nano: int
     charged_nano: int
     covered_tokens: int
     inside_nano: int
@@ -56,10 +57,14 @@ def charge(
     term: ThroughputTerm | None,
     account: Account,
     shares: Sequence[Share],
-    period: int,
+    month: int,
     key: str = "",
+    covered: int | None = None,
+    lines: tuple[Line, ...] | None = None,
 ) -> Charged:
-    """Charge one record; moves ``account``. ``period``: the one it is booked in.
+    """Charge one record; moves ``account``. ``month``: the one it is booked in. ``covered``: tokens
+    that a term covered when it was charged before; None = ask the term. ``lines``: where the record
+    was rated at this price already.
 
     A record without a price, or without a contract, is free.
     """
@@ -67,27 +72,29 @@ def charge(
         return Charged(
             lines=(),
             list_nano=0,
+            payable_nano=0,
             charged_nano=0,
             covered_tokens=0,
             inside_nano=0,
             draws=(),
             entry=None,
         )
-    lines = rate(price, record.usage, record.operation, record.started_ms)
+    if lines is None:
+        lines = rate(price, record.usage, record.operation, record.started_ms)
     listed = payable = total(lines)
     usage = record.usage
     tokens = usage.get("prompt_tokens", 0) + usage.get("completion_tokens", 0)
-    covered = 0
-    if term is not None and term.holds(record.started_ms):
-        covered = _cover(term, tokens, record.started_ms, account)
-        payable = spill(payable, tokens, covered)
+    if covered is None:
+        held = term is not None and term.holds(record.started_ms)
+        covered = _cover(term, tokens, record.started_ms, account) if term and held else 0
+    payable = due = spill(payable, tokens, covered)
     if contract is None or contract.kind == FREE:
         payable = 0
     inside = 0
     if contract is not None and contract.kind == "commitment":
-        used = account.committed.get((contract.id, period), 0)
+        used = account.committed.get(month, 0)
         inside, above = overage(payable, contract.commitment_nano - used, contract.overage_ppm)
-        account.committed[contract.id, period] = used + inside
+        account.committed[month] = used + inside
         payable = inside + above
         draws: tuple[Draw, ...] = ()
         owed = payable
@@ -102,16 +109,41 @@ def charge(
             currency=price.currency,
             occurred_ms=record.started_ms,
             postings=_postings(draws, owed, tokens, shares),
+            model_id=record.model_id,
         )
     return Charged(
         lines=lines,
         list_nano=listed,
+        payable_nano=due,
         charged_nano=payable,
         covered_tokens=covered,
         inside_nano=inside,
         draws=draws,
         entry=None if entry is None else balanced(entry),
     )
+
+
+def charge_hours(
+    term: ThroughputTerm,
+    nano: int,
+    tokens: int,
+    account: Account,
+    shares: Sequence[Share],
+    key: str,
+    at_ms: int,
+) -> tuple[Entry, tuple[Draw, ...]]:
+    """The entry of a term's hours in one month, used or not; ``tokens`` for publishers' floors."""
+    draws, owed = draw(account.grants, nano, at_ms)
+    entry = Entry(
+        key=key,
+        kind="throughput",
+        tenant_id=term.tenant_id,
+        currency=term.currency,
+        occurred_ms=at_ms,
+        postings=_postings(draws, owed, tokens, shares),
+        model_id=term.model_id,
+    )
+    return balanced(entry), draws
 
 
 def _cover(term: ThroughputTerm, tokens: int, at_ms: int, account: Account) -> int:

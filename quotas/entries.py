@@ -3,8 +3,7 @@
 Debits are positive. Entries are never changed: a correction is an entry that reverses another and
 names it. Not here: what is charged (``quotas.charging``), rows (``gateway.store.books``).
 
-    top-up            cash -> customer_prepaid
-    payment           cash -> receivable
+    top-up            cash -> receivable as far as something is owed, then customer_prepaid
     use on credit     receivable -> revenue, or publisher_payable + platform_fee
     use of a grant    customer_prepaid, or promotional -> the same
     end of a grant    customer_prepaid -> breakage
@@ -36,8 +35,19 @@ Account = Literal[
     "cost_accrued",
 ]
 EntryKind = Literal[
-    "use", "topup", "payment", "expiry", "shortfall", "throughput", "payout", "cost", "reversal"
+    "use",
+    "reprice",
+    "reversal",
+    "shortfall",
+    "throughput",
+    "topup",
+    "topup_reversal",
+    "expiry",
+    "payout",
+    "cost",
 ]
+#: Kinds that charge a tenant, or undo it: what a statement's lines sum to.
+CHARGES: tuple[EntryKind, ...] = ("use", "reprice", "reversal", "shortfall", "throughput")
 #: What a tenant owes or has paid ahead; promotional is given to it.
 TENANT_ACCOUNTS = ("customer_prepaid", "receivable", "promotional")
 
@@ -63,6 +73,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     currency: str
     occurred_ms: int
     postings: tuple[Posting, ...]
+    model_id: int = 0
     reverses: str = ""
 
 
@@ -117,6 +128,7 @@ def reversal(entry: Entry, key: str, now_ms: int) -> Entry:
             postings=tuple(
                 Posting(each.account, -each.nano, each.publisher_id) for each in entry.postings
             ),
+            model_id=entry.model_id,
             reverses=entry.key,
         )
     )

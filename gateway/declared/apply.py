@@ -12,6 +12,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway import identity
+from gateway.declared.contracts import SharePart
 from gateway.declared.document import (
     Declared,
     DeclaredError,
@@ -21,14 +22,17 @@ from gateway.declared.document import (
     TenantPart,
 )
 from gateway.declared.limits import LimitsPart
-from gateway.store import accounts, catalog, changes
+from gateway.declared.prices import PricePart
+from gateway.store import accounts, catalog, changes, contracts, publishers
 from gateway.store.database import Database
 from gateway.store.limits import set_limits
 from gateway.store.schema import endpoints, keys, models, pools, projects, tenants
+from gateway.store.schema import publishers as schema_publishers
+from quotas.pricing import DEFAULT_TIER
 
 
 class Applied(msgspec.Struct):
-    """Paths by kind (pools, endpoints, models, tenants, projects, keys); secrets of new keys only."""
+    """Paths by kind (pools, endpoints, publishers, models, tenants, ...); secrets of new keys only."""
 
     version: int = 0
     created: dict[str, list[str]] = {}
@@ -96,10 +100,13 @@ class _Run:
     async def all(self, *, prune: bool) -> None:
         for pool in self._declared.pools:
             await self._pool(pool)
+        for publisher in self._declared.publishers:
+            await self._named("publishers", schema_publishers, publisher.name, name=publisher.name)
         for index, model in enumerate(self._declared.models):
             await self._model(index, model)
         for tenant in self._declared.tenants:
             tenant_id = await self._tenant(tenant)
+            await self._buys(tenant_id, tenant)
             await self._limits("tenant", tenant_id, tenant.name, tenant.limits)
             for project in tenant.projects:
                 path = f"{tenant.name}/{project.name}"
@@ -121,7 +128,7 @@ class _Run:
     async def _pool(self, part: PoolPart) -> None:
         pool_id = await self._named("pools", pools, part.name, name=part.name)
         for endpoint in part.endpoints:
-            options = endpoint.model_dump(exclude={"url"}, mode="json")
+            options = endpoint.model_dump(exclude={"url", "cost"}, mode="json")
             text = json.dumps(options, sort_keys=True)
             path = f"{part.name} {endpoint.url}"
             known = await accounts.live_id(
@@ -130,6 +137,9 @@ class _Run:
             endpoint_id = await self._named(
                 "endpoints", endpoints, path, {"options": text}, pool_id=pool_id, url=endpoint.url
             )
+            cost = None if endpoint.cost is None else endpoint.cost.cost()
+            if await publishers.set_cost(self._connection, endpoint_id, cost, self._now_ms):
+                self._note_change("endpoints", path)
             if known is not None:
                 old = await self._connection.scalar(
                     select(endpoints.c.options).where(endpoints.c.id == endpoint_id)
@@ -137,7 +147,7 @@ class _Run:
                 if old == text:
                     continue
                 await self._set(endpoints, endpoint_id, options=text)
-                self._note("updated", "endpoints", path)
+                self._note_change("endpoints", path)
             self._rows.append(("pool", pool_id))
 
     async def _model(self, index: int, part: ModelPart) -> None:
@@ -159,15 +169,59 @@ class _Run:
             "models", models, part.name, {**wanted, "created_ms": self._now_ms}, name=part.name
         )
         changed = known is not None and await self._differs(models, model_id, wanted)
-        if part.price is not None:
-            repriced = await catalog.set_price(
-                self._connection, model_id, part.price.currency, part.price.nano(), self._now_ms
-            )
-            changed = changed or (repriced and known is not None)
+        priced = part.price is not None and await self._price(model_id, part.price)
+        shared = part.shares is not None and await self._shares(index, model_id, part.shares)
+        changed = changed or ((priced or shared) and known is not None)
         if changed:
             await self._set(models, model_id, **wanted)
             self._note("updated", "models", part.name)
             self._rows.append(("model", model_id))
+
+    async def _price(self, model_id: int, part: PricePart, tenant_id: int = 0) -> bool:
+        """The price and its tiers, for everybody or for one tenant; whether anything changed."""
+        now = await catalog.prices_in_force(self._connection, model_id)
+        tiers = {tier: price.multiplier_ppm for (of, tier), price in now.items() if of == 0}
+        tiers.pop(DEFAULT_TIER, None)
+        wanted = part.prices(tenant_id, tiers if tenant_id else None)
+        kept = {where for where in now if where[0] != tenant_id}
+        kept |= {(tenant_id, price.tier) for price in wanted}
+        changed = await catalog.end_prices(self._connection, model_id, kept, self._now_ms)
+        for price in wanted:
+            made = await catalog.set_price(self._connection, model_id, price, self._now_ms)
+            changed = made or changed
+        return changed
+
+    async def _shares(self, index: int, model_id: int, parts: Sequence[SharePart]) -> bool:
+        shares = []
+        for part in parts:
+            row_id = await accounts.live_id(
+                self._connection, schema_publishers, name=part.publisher
+            )
+            if row_id is None:
+                raise DeclaredError(
+                    f"{self._file}: models[{index}].shares: {part.publisher!r}: expected the name "
+                    "of a publisher in this file or applied before"
+                )
+            shares.append(part.share(row_id))
+        return await publishers.set_shares(self._connection, model_id, shares, self._now_ms)
+
+    async def _buys(self, tenant_id: int, part: TenantPart) -> None:
+        """A tenant's contract and its own prices; what the file leaves out stays."""
+        changed = False
+        if part.contract is not None:
+            wanted = part.contract.contract(tenant_id)
+            changed = await contracts.set_contract(self._connection, wanted, self._now_ms)
+        for index, own in enumerate(part.prices or ()):
+            model_id = await accounts.live_id(self._connection, models, name=own.model)
+            if model_id is None:
+                raise DeclaredError(
+                    f"{self._file}: tenant {part.name}: prices[{index}].model: {own.model!r}: "
+                    "expected the name of a model in this file or applied before"
+                )
+            changed = await self._price(model_id, own, tenant_id) or changed
+        if changed:
+            self._note_change("tenants", part.name)
+            self._rows.append(("tenant", tenant_id))
 
     async def _key(self, project_id: int, path: str, part: KeyPart) -> None:
         if part.models is not None:
@@ -212,7 +266,7 @@ class _Run:
         tenant_id = await self._named("tenants", tenants, part.name, wanted, name=part.name)
         if known is not None and await self._differs(tenants, tenant_id, wanted):
             await self._set(tenants, tenant_id, **wanted)
-            self._note("updated", "tenants", part.name)
+            self._note_change("tenants", part.name)
             self._rows.append(("tenant", tenant_id))
         return tenant_id
 
@@ -229,9 +283,7 @@ class _Run:
         if not await set_limits(self._connection, kind, row_id, part.rows(ids)):
             return
         noun = kind + "s"
-        noted = (self._applied.created, self._applied.updated)
-        if not any(path in each.get(noun, ()) for each in noted):
-            self._note("updated", noun, path)
+        self._note_change(noun, path)
         self._rows.append((kind, row_id))
 
     # -- pruning -----------------------------------------------------------------------------
@@ -299,7 +351,7 @@ class _Run:
         if row_id is None:
             row_id = await accounts.insert_row(self._connection, table, **names, **(rest or {}))
             self._note("created", noun, path)
-            if noun != "endpoints":
+            if noun not in ("endpoints", "publishers"):
                 self._rows.append((noun.removesuffix("s"), row_id))
         self._seen.setdefault(noun, set()).add(row_id)
         return row_id
@@ -313,6 +365,13 @@ class _Run:
         await self._connection.execute(
             update(table).where(table.c.id == row_id).values(**values)  # type: ignore[arg-type,attr-defined]
         )
+
+    def _note_change(self, noun: str, path: str) -> None:
+        """Once, and not of what is new."""
+        for verb in ("created", "updated"):
+            if path in getattr(self._applied, verb).get(noun, ()):
+                return
+        self._note("updated", noun, path)
 
     def _note(self, verb: str, noun: str, path: str) -> None:
         getattr(self._applied, verb).setdefault(noun, []).append(path)

@@ -7,7 +7,6 @@ database (``gateway.declared.apply``).
 import datetime as dt
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from pydantic import (
@@ -20,10 +19,10 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.declared.contracts import ContractPart, CostPart, SharePart, check_shares
 from gateway.declared.limits import LimitsPart, ScopeLimits
+from gateway.declared.prices import PricePart, TimeZone, WhenPart
 from gateway.wire.dial import parse_endpoint
-from quotas.errors import MoneyError
-from quotas.money import parse_price
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}$"
 MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/\-]{0,255}$"
@@ -35,22 +34,6 @@ Tokens = Annotated[int, Field(ge=1, le=10**9, strict=True)]
 
 class DeclaredError(Exception):
     """What is wrong with the file, one fault a line."""
-
-
-def _decimal(value: object) -> object:
-    if isinstance(value, float):
-        raise ValueError(  # noqa: TRY004 -- what pydantic turns into a fault
-            'a decimal in quotes, such as "0.10": a bare number is not exact'
-        )
-    return value
-
-
-def _price(value: str) -> str:
-    try:
-        parse_price(value)
-    except MoneyError as error:
-        raise ValueError(str(error)) from None
-    return value
 
 
 def _expiry(value: object) -> object:
@@ -72,16 +55,6 @@ def _endpoint(value: str) -> str:
     return value
 
 
-def _zone(value: str) -> str:
-    try:
-        ZoneInfo(value)
-    except (ValueError, OSError, ZoneInfoNotFoundError):
-        raise ValueError("the name of a time zone, such as Europe/Berlin") from None
-    return value
-
-
-TimeZone = Annotated[str, AfterValidator(_zone)]
-Price = Annotated[str, BeforeValidator(_decimal), AfterValidator(_price)]
 Expiry = Annotated[dt.datetime, BeforeValidator(_expiry)]
 
 
@@ -98,6 +71,7 @@ class EndpointPart(_Part):
     max_in_flight: Annotated[int, Field(ge=1, le=100_000, strict=True)] = 256
     usage: Literal["auto", "continuous", "final", "none"] = "auto"
     draining: bool = False
+    cost: CostPart | None = None
 
 
 class PoolPart(_Part):
@@ -113,18 +87,6 @@ class TimeoutsPart(_Part):
     stream_s: Seconds = 3600
 
 
-class PricePart(_Part):
-    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
-    input: Price
-    cached_input: Price | None = None
-    output: Price
-
-    def nano(self) -> dict[str, int]:
-        """Meter -> nano-units per million tokens."""
-        lines = {"input": self.input, "cached_input": self.cached_input, "output": self.output}
-        return {meter: parse_price(text) for meter, text in lines.items() if text is not None}
-
-
 class ModelPart(_Part):
     name: ModelName
     upstream: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,512}$")] | None = None
@@ -133,6 +95,12 @@ class ModelPart(_Part):
     max_output_tokens: Tokens | None = None
     timeouts: TimeoutsPart = TimeoutsPart()
     price: PricePart | None = None
+    shares: list[SharePart] | None = None
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> "ModelPart":
+        check_shares(self.shares or [])
+        return self
 
 
 class KeyPart(_Part):
@@ -148,9 +116,21 @@ class ProjectPart(_Part):
     keys: list[KeyPart] = []
 
 
+class OwnPricePart(PricePart):
+    """What one tenant pays for a model, in place of everybody's price."""
+
+    model: ModelName
+
+
+class PublisherPart(_Part):
+    name: Name
+
+
 class TenantPart(_Part):
     name: Name
     time_zone: TimeZone = "UTC"
+    contract: ContractPart | None = None
+    prices: list[OwnPricePart] | None = None
     limits: LimitsPart = LimitsPart()
     projects: list[ProjectPart] = []
 
@@ -159,6 +139,7 @@ class Declared(_Part):
     """The whole file; every section may be missing."""
 
     pools: list[PoolPart] = []
+    publishers: list[PublisherPart] = []
     models: list[ModelPart] = []
     tenants: list[TenantPart] = []
 
@@ -167,9 +148,12 @@ class Declared(_Part):
         _once("pools", [each.name for each in self.pools])
         _once("models", [each.name for each in self.models])
         _once("tenants", [each.name for each in self.tenants])
+        _once("publishers", [each.name for each in self.publishers])
         for pool in self.pools:
             _once(f"pools.{pool.name}.endpoints", [each.url for each in pool.endpoints])
         for tenant in self.tenants:
+            models = [each.model for each in tenant.prices or ()]
+            _once(f"tenants.{tenant.name}.prices", models)
             _once(f"tenants.{tenant.name}.projects", [each.name for each in tenant.projects])
             for project in tenant.projects:
                 path = f"tenants.{tenant.name}.projects.{project.name}.keys"
@@ -184,6 +168,12 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "models": ModelPart,
     "timeouts": TimeoutsPart,
     "price": PricePart,
+    "when": WhenPart,
+    "prices": OwnPricePart,
+    "shares": SharePart,
+    "cost": CostPart,
+    "contract": ContractPart,
+    "publishers": PublisherPart,
     "tenants": TenantPart,
     "projects": ProjectPart,
     "keys": KeyPart,

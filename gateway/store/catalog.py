@@ -3,65 +3,139 @@
 Not here: what routing knows of a pool (``routing.topology``), files (``gateway.declared``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable
 
-from sqlalchemy import insert, select
+import msgspec
+from sqlalchemy import RowMapping, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.accounts import insert_row
 from gateway.store.schema import price_versions, prices
-from quotas.pricing import Price
+from quotas.meters import PER
+from quotas.pricing import DEFAULT_TIER, Price, Rate
 
-UNIT = "million_tokens"
+UNITS = {1: "one"}
+MILLION_TOKENS = "million_tokens"
+#: What makes two versions of one price the same price.
+_CONTENT = ("currency", "nano", "conditional", "multiplier_ppm", "time_zone")
 
 
 async def price_in_force(connection: AsyncConnection, model_id: int) -> Price | None:
-    """The newest version of a model's price."""
-    row = (
-        (
-            await connection.execute(
-                select(price_versions)
-                .where(price_versions.c.model_id == model_id)
-                .order_by(price_versions.c.version.desc())
-                .limit(1)
-            )
-        )
-        .mappings()
-        .one_or_none()
+    """The newest version of what a model costs everybody."""
+    found = await prices_in_force(connection, model_id)
+    return found.get((0, DEFAULT_TIER))
+
+
+async def prices_in_force(
+    connection: AsyncConnection, model_id: int
+) -> dict[tuple[int, str], Price]:
+    """(tenant id, tier) -> the newest version that was not ended. Tenant 0 is everybody."""
+    rows = await connection.execute(
+        select(price_versions)
+        .where(price_versions.c.model_id == model_id, price_versions.c.until_ms == 0)
+        .order_by(price_versions.c.version)
     )
-    if row is None:
-        return None
+    newest = {(row["tenant_id"], row["tier"]): row["id"] for row in rows.mappings()}
+    found = await prices_of(connection, newest.values())
+    return {where: found[price_id] for where, price_id in newest.items()}
+
+
+async def prices_of(connection: AsyncConnection, price_ids: Iterable[int]) -> dict[int, Price]:
+    """Price versions by id; an unknown id is missing."""
+    wanted = sorted(set(price_ids) - {0})
+    if not wanted:
+        return {}
+    nano: dict[int, dict[str, int]] = {}
     lines = await connection.execute(
-        select(prices.c.meter, prices.c.nano).where(prices.c.price_version_id == row["id"])
+        select(prices.c.price_version_id, prices.c.meter, prices.c.nano)
+        .where(prices.c.price_version_id.in_(wanted))
+        .order_by(prices.c.meter)
     )
-    return Price(
-        id=row["id"],
-        version=row["version"],
-        currency=row["currency"],
-        nano={str(meter): int(nano) for meter, nano in lines},
-    )
+    for price_id, meter, amount in lines:
+        nano.setdefault(price_id, {})[str(meter)] = int(amount)
+    rows = await connection.execute(select(price_versions).where(price_versions.c.id.in_(wanted)))
+    return {row["id"]: _price(row, nano.get(row["id"], {})) for row in rows.mappings()}
 
 
 async def set_price(
-    connection: AsyncConnection, model_id: int, currency: str, nano: Mapping[str, int], now_ms: int
+    connection: AsyncConnection,
+    model_id: int,
+    wanted: Price,
+    now_ms: int,
 ) -> bool:
-    """A new version when anything differs; False when the price is that already."""
-    known = await price_in_force(connection, model_id)
-    if known is not None and (known.currency, known.nano) == (currency, dict(nano)):
+    """A new version when anything differs; False when the price is that already.
+
+    ``wanted`` says everything but id, version and times.
+    """
+    where = (wanted.tenant_id, wanted.tier)
+    known = (await prices_in_force(connection, model_id)).get(where)
+    if known is not None and all(getattr(known, n) == getattr(wanted, n) for n in _CONTENT):
         return False
+    newest = await connection.scalar(
+        select(price_versions.c.version)
+        .where(price_versions.c.model_id == model_id)
+        .order_by(price_versions.c.version.desc())
+        .limit(1)
+    )
     version_id = await insert_row(
         connection,
         price_versions,
         model_id=model_id,
-        version=1 if known is None else known.version + 1,
-        currency=currency,
+        version=(newest or 0) + 1,
+        currency=wanted.currency,
         effective_from_ms=now_ms,
+        until_ms=0,
+        tenant_id=wanted.tenant_id,
+        tier=wanted.tier,
+        multiplier_ppm=wanted.multiplier_ppm,
+        time_zone=wanted.time_zone,
+        conditional=msgspec.json.encode(wanted.conditional).decode(),
     )
-    await connection.execute(
-        insert(prices),
-        [
-            {"price_version_id": version_id, "meter": meter, "unit": UNIT, "nano": amount}
-            for meter, amount in nano.items()
-        ],
-    )
+    if wanted.nano:
+        await connection.execute(
+            insert(prices), [_line(version_id, meter, nano) for meter, nano in wanted.nano.items()]
+        )
     return True
+
+
+async def end_prices(
+    connection: AsyncConnection, model_id: int, kept: Collection[tuple[int, str]], now_ms: int
+) -> bool:
+    """End what a model costs where ``kept`` has no (tenant id, tier); whether there was any."""
+    ended = False
+    for (tenant_id, tier), price in (await prices_in_force(connection, model_id)).items():
+        if (tenant_id, tier) not in kept:
+            ended = True
+            await connection.execute(
+                update(price_versions)
+                .where(
+                    price_versions.c.model_id == model_id,
+                    price_versions.c.tenant_id == tenant_id,
+                    price_versions.c.tier == tier,
+                    price_versions.c.version <= price.version,
+                    price_versions.c.until_ms == 0,
+                )
+                .values(until_ms=now_ms)
+            )
+    return ended
+
+
+def _line(version_id: int, meter: str, nano: int) -> dict[str, object]:
+    unit = UNITS.get(PER[meter], MILLION_TOKENS)
+    return {"price_version_id": version_id, "meter": meter, "unit": unit, "nano": nano}
+
+
+def _price(row: RowMapping, nano: dict[str, int]) -> Price:
+    return Price(
+        id=row["id"],
+        version=row["version"],
+        currency=row["currency"],
+        nano=nano,
+        conditional=msgspec.json.decode(row["conditional"], type=tuple[Rate, ...]),
+        tier=row["tier"],
+        multiplier_ppm=row["multiplier_ppm"],
+        time_zone=row["time_zone"],
+        tenant_id=row["tenant_id"],
+        from_ms=row["effective_from_ms"],
+        until_ms=row["until_ms"],
+    )

@@ -17,9 +17,12 @@ from sqlalchemy import func, insert, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.store.books import book_records
+from gateway.store.catalog import prices_of
 from gateway.store.database import Database
-from gateway.store.schema import price_versions, prices, usage_quarantine, usage_records
-from quotas.pricing import cost_by_meter
+from gateway.store.entries import lock_books
+from gateway.store.schema import usage_quarantine, usage_records
+from quotas.pricing import Line, Price, rate, total
 from quotas.record import AttemptEntry, UsageRecord
 from quotas.settlement import unbilled_ms
 
@@ -35,7 +38,6 @@ ATTEMPTS_MAX = 1_000
 ROW_STATES = ("22", "23")
 
 Pair = tuple[bytes, UsageRecord]
-Book = tuple[str, Mapping[str, int]]
 
 
 class Inserted(msgspec.Struct, frozen=True):
@@ -50,6 +52,8 @@ class Entry(msgspec.Struct, frozen=True):
     """A new record on its way in. ``row`` is its line of ``usage_records``."""
 
     record: UsageRecord
+    price: Price | None
+    lines: tuple[Line, ...]
     row: dict[str, Any]
 
 
@@ -116,8 +120,8 @@ async def _insert(db: Database, batch: Sequence[Pair]) -> Inserted:
     sound = [record for _, record in batch if not flaw_of(record)]
     async with db.begin() as connection:
         known = await _known_hashes(connection, [record.request_id for record in sound])
-        books = await _price_books(connection, {record.price_id for record in sound})
-        found = _sort(batch, known, books)
+        prices = await prices_of(connection, {record.price_id for record in sound})
+        found = _sort(batch, known, prices)
         if found.new:
             await _enter(connection, found.new)
         for payload, request_id, reason in found.aside:
@@ -126,11 +130,19 @@ async def _insert(db: Database, batch: Sequence[Pair]) -> Inserted:
 
 
 async def _enter(connection: AsyncConnection, new: Sequence[Entry]) -> None:
-    """Everything that new records leave in the database, in the caller's transaction."""
+    """Everything that new records leave in the database, in the caller's transaction: their rows,
+    and what they are charged.
+    """
+    await lock_books(connection)
+    rated = [(each.record, each.price, each.lines) for each in new]
+    booked, books = await book_records(connection, rated, time.time_ns() // 1_000_000)
+    for each, said in zip(new, booked, strict=True):
+        each.row.update(msgspec.structs.asdict(said))
     await connection.execute(insert(usage_records), [each.row for each in new])
+    await books.write(connection)
 
 
-def _sort(batch: Sequence[Pair], known: dict[str, bytes], books: Mapping[int, Book]) -> Sorted:
+def _sort(batch: Sequence[Pair], known: dict[str, bytes], prices: Mapping[int, Price]) -> Sorted:
     """What of a batch is new, known, or wrong. ``known`` takes in what is new."""
     found = Sorted([], 0, [])
     for payload, record in batch:
@@ -143,10 +155,12 @@ def _sort(batch: Sequence[Pair], known: dict[str, bytes], books: Mapping[int, Bo
         if seen is not None:
             flaw = "another payload"
         if not flaw:
-            row = _row(payload, digest, record, books.get(record.price_id))
+            price = prices.get(record.price_id)
+            lines = _rated(record, price)
+            row = _row(payload, digest, record, price, total(lines))
             if row["cost_nano"] <= COST_NANO_MAX:
                 known[record.request_id] = digest
-                found.new.append(Entry(record, row))
+                found.new.append(Entry(record, price, lines, row))
                 continue
             flaw = "cost_nano"
         found.aside.append((payload, record.request_id, flaw))
@@ -226,27 +240,20 @@ async def _known_hashes(
     return {request_id: bytes(digest) for request_id, digest in rows}
 
 
-async def _price_books(
-    connection: AsyncConnection, price_ids: set[int]
-) -> dict[int, tuple[str, dict[str, int]]]:
-    rows = await connection.execute(
-        select(price_versions.c.id, price_versions.c.currency, prices.c.meter, prices.c.nano)
-        .join(prices, prices.c.price_version_id == price_versions.c.id)
-        .where(price_versions.c.id.in_(price_ids))
-    )
-    books: dict[int, tuple[str, dict[str, int]]] = {}
-    for price_id, currency, meter, nano in rows:
-        books.setdefault(price_id, (currency, {}))[1][meter] = nano
-    return books
+def _rated(record: UsageRecord, price: Price | None) -> tuple[Line, ...]:
+    """What the record costs at its price, line by line."""
+    if price is None:
+        return ()
+    return rate(price, record.usage, record.operation, record.started_ms)
 
 
 def _row(
     payload: bytes,
     digest: bytes,
     record: UsageRecord,
-    book: Book | None,
+    price: Price | None,
+    cost_nano: int,
 ) -> dict[str, Any]:
-    currency, nano = book or ("", {})
     usage = record.usage
     return {
         "request_id": record.request_id,
@@ -272,8 +279,8 @@ def _row(
         "started_ms": record.started_ms,
         "attempt_log": msgspec.json.encode([_logged(each) for each in record.attempts]).decode(),
         "unbilled_ms": unbilled_ms(record),
-        "cost_nano": sum(cost_by_meter(record.billed, nano).values()),
-        "currency": currency,
+        "cost_nano": cost_nano,
+        "currency": price.currency if price else "",
     }
 
 

@@ -13,7 +13,7 @@ from quotas.record import UsageRecord
 from quotas.shares import Share
 from tests.support.records import START_MS, record
 
-PERIOD = 202701
+MONTH = 202701
 PRICE = Price(
     id=1,
     version=1,
@@ -60,7 +60,7 @@ def by_account(charged: Charged) -> dict[str, int]:
 
 
 def run(bought, account: Account | None = None, **options: object) -> Charged:
-    values = {"term": None, "shares": (), "period": PERIOD, "price": PRICE} | options
+    values = {"term": None, "shares": (), "month": MONTH, "price": PRICE} | options
     return charge(
         values.pop("record", a_record()),
         contract=bought,
@@ -126,8 +126,8 @@ def test_a_commitment_is_used_at_the_price_and_exceeded_at_the_overage_price():
 
     assert (first.charged_nano, first.inside_nano) == (COST, COST)
     assert (second.charged_nano, second.inside_nano) == (COST // 2 + COST * 3 // 4, COST // 2)
-    assert account.committed == {(3, PERIOD): COST * 3 // 2}
-    assert shortfall(bought.commitment_nano, account.committed[3, PERIOD]) == 0
+    assert account.committed == {MONTH: COST * 3 // 2}
+    assert shortfall(bought.commitment_nano, account.committed[MONTH]) == 0
 
 
 def test_a_term_covers_a_minute_of_tokens_and_the_rest_is_spilled():
@@ -180,7 +180,7 @@ def test_every_entry_sums_to_zero_and_says_what_was_charged(world):
     bought, grants, records, sold, reserved = world
     account = Account(grants=in_order(grants))
     for each in records:
-        charged = charge(each, PRICE, bought, reserved, account, sold, PERIOD)
+        charged = charge(each, PRICE, bought, reserved, account, sold, MONTH)
         postings = charged.entry.postings if charged.entry else ()
         paid = [
             posting.nano
@@ -202,7 +202,7 @@ def test_the_same_ledger_charged_again_is_the_same_to_the_bit(world):
     def replay() -> bytes:
         account = Account(grants=in_order([msgspec.structs.replace(each) for each in grants]))
         return msgspec.json.encode(
-            [charge(each, PRICE, bought, reserved, account, sold, PERIOD) for each in records]
+            [charge(each, PRICE, bought, reserved, account, sold, MONTH) for each in records]
         )
 
     assert replay() == replay()

@@ -1,5 +1,6 @@
 """A migrated database of the test's own: every proof that asks for it runs on both kinds."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,7 +15,16 @@ pytest_plugins = ["tests.support.postgres"]
 def database_url(request: pytest.FixtureRequest) -> str | None:
     if request.param == "sqlite":
         return None
-    return request.getfixturevalue("postgres").new_url()
+    return request.getfixturevalue("postgres").migrated_url(_migrate)
+
+
+def _migrate(url: str) -> None:
+    async def migrate() -> None:
+        database = open_database(url, "")
+        await database.migrate()
+        await database.close()
+
+    asyncio.run(migrate())
 
 
 @pytest.fixture

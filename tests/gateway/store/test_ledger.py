@@ -47,8 +47,12 @@ async def test_known_ids_are_those_of_the_ledger(db: Database) -> None:
 
 async def test_cost_is_computed_once_and_a_new_price_changes_no_history(db: Database) -> None:
     await apply(db, FULL)
-    million = {"input": 1_000_000, "cached_input": 1_000_000, "output": 1_000_000}
-    await insert_records(db, [record(1, billed=million)])
+    million = {
+        "prompt_tokens": 2_000_000,
+        "cached_tokens": 1_000_000,
+        "completion_tokens": 1_000_000,
+    }
+    await insert_records(db, [record(1, usage=million)])
     dearer = msgspec.to_builtins(FULL)
     dearer["models"][0]["price"] = {"currency": "USD", "input": "9", "output": "9"}
     await apply(db, dearer)
@@ -71,7 +75,7 @@ async def test_5000_records_a_second_are_no_effort(db: Database) -> None:
 FLAWS = {
     "an integer beyond 63 bits": {"usage": {"prompt_tokens": 1 << 63}},
     "a count below zero": {"usage": {"completion_tokens": -1}},
-    "a cost beyond all sums": {"billed": {"input": 1 << 40, "output": 1 << 40}},
+    "a cost beyond all sums": {"usage": {"prompt_tokens": 1 << 40, "completion_tokens": 1 << 40}},
     "an id that is no text of ours": {"request_id": "a\x00b"},
     "half a character": {"request_id": "\ud800"},
     "a key id beyond 63 bits": {"key_id": 1 << 63},
