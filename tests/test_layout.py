@@ -55,7 +55,6 @@ PROVEN_ELSEWHERE = {
     # the data plane, whole, against real engines and clients
     "gateway.call": "flows/test_endings.py",
     "gateway.dataplane": "flows/test_first_request.py flows/test_endings.py",
-    "gateway.inference": "flows/test_first_request.py flows/test_endings.py",
     "gateway.metering.desk": "flows/test_crashes.py gateway/metering/test_kill_points.py",
     "gateway.routes": "flows/test_first_request.py",
     "gateway.wire.connection": "gateway/wire/test_server.py flows/test_malformed.py",

@@ -1,16 +1,48 @@
-"""One generation of the demo engine: every choice of every prompt, a token a step."""
+"""One generation of the demo engine: every choice of every prompt, a token a step.
+
+Not here: what the objects look like (``shapes``), how fast steps go (``works``).
+"""
 
 import asyncio
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from gateway.demo import shapes
 from gateway.demo.answer import Answer
 from gateway.demo.text import words
 from gateway.demo.works import LogEntry, Works
 
 #: Answers of different prompts differ in length by up to this.
 SPREAD_TOKENS = 60
+
+
+class Choice:
+    """One answer in the making. ``finish``: None until its last token was made."""
+
+    def __init__(self, index: int, seed: str, cap: int, finish: str, stops: list[str]) -> None:
+        self.index = index
+        self.text = ""
+        self.made = 0
+        self.finish: str | None = None
+        self.stop_reason: str | None = None
+        self._words = words(seed)
+        self._cap = cap
+        self._finish_at_cap = finish
+        self._stops = stops
+
+    def step(self) -> str:
+        """Make one token; its text, less what a stop string takes away."""
+        had = len(self.text)
+        self.text += next(self._words)
+        self.made += 1
+        if self.made >= self._cap:
+            self.finish = self._finish_at_cap
+        found = [(self.text.find(stop), stop) for stop in self._stops if stop in self.text]
+        if found:
+            at, self.stop_reason = min(found)
+            self.text, self.finish = self.text[:at], "stop"
+        return self.text[had:]
 
 
 class Job:
@@ -30,45 +62,47 @@ class Job:
         self._entry = entry
         self._prompts = prompts
         self.n = int(request.get("n") or 1)
-        self._cap = max(1, cap)
-        self._finish_reason = "length"
-        if engine.answer_tokens is not None and not request.get("ignore_eos"):
-            own = engine.answer_tokens + sum(prompts) % SPREAD_TOKENS
-            if own < self._cap:
-                self._cap, self._finish_reason = own, "stop"
         self._chat = chat
         options = request.get("stream_options") or {}
         self._usage_asked = bool(options.get("include_usage")) and not engine.faults.no_usage
         self._usage_always = self._usage_asked and bool(options.get("continuous_usage_stats"))
-        self._shell = {
-            "id": f"{'chatcmpl' if chat else 'cmpl'}-{entry.request_id or 'demo'}",
-            "object": "",
-            "created": int(time.time()),
-            "model": engine.model,
-        }
-        seed = request.get("seed", 0)
-        self._texts = [words(f"{seed}:{index}") for index in range(len(prompts) * self.n)]
+        self._began = shapes.head(
+            entry.request_id,
+            int(time.time()),
+            engine.model,
+            chat=chat,
+            stream=bool(request.get("stream")),
+        )
+        cap, finish = max(1, cap), "length"
+        if engine.answer_tokens is not None and not request.get("ignore_eos"):
+            own = engine.answer_tokens + sum(prompts) % SPREAD_TOKENS
+            if own < cap:
+                cap, finish = own, "stop"
+        seed, stop = request.get("seed", 0), request.get("stop")
+        stops = [stop] if isinstance(stop, str) else stop or []
+        self._choices = [
+            Choice(index, f"{seed}:{index}", cap, finish, stops)
+            for index in range(len(prompts) * self.n)
+        ]
 
     async def whole(self, answer: Answer, leaving: "asyncio.Future[None]") -> None:
-        said = [""] * len(self._texts)
-        for _ in range(self._cap):
+        while any(choice.finish is None for choice in self._choices):
             if not await self._engine.step(leaving):
                 self._abort(answer)
                 return
-            for index, text in enumerate(self._texts):
-                said[index] += next(text)
-                self._made()
+            for choice in self._choices:
+                if choice.finish is None:
+                    choice.step()
+                    self._made()
         self._engine.finished += 1
-        body = {
-            **self._shell,
-            "object": "chat.completion" if self._chat else "text_completion",
-            "choices": [self._whole_choice(index, text) for index, text in enumerate(said)],
-            "service_tier": None,
-            "system_fingerprint": "demo",
-        }
+        usage = None
         if not self._engine.faults.no_usage:
-            body["usage"] = self._total()
-        answer.send(200, body)
+            usage = shapes.whole_usage(sum(self._prompts), self._completion(), chat=self._chat)
+        told = [
+            shapes.Told(choice.index, choice.text, choice.finish, choice.stop_reason)
+            for choice in self._choices
+        ]
+        answer.send(200, shapes.whole(self._began, told, usage, chat=self._chat))
 
     async def stream(self, answer: Answer, leaving: "asyncio.Future[None]") -> None:
         faults = self._engine.faults
@@ -78,8 +112,8 @@ class Job:
             answer.event({"error": {"message": "on purpose", "type": kind, "code": 500}})
             answer.done()
             return
-        for frames, (event, of_step) in enumerate(self._events()):
-            if of_step == 0 and not await self._engine.step(leaving):
+        for frames, (event, first_of_step) in enumerate(self._events()):
+            if first_of_step and not await self._engine.step(leaving):
                 self._abort(answer)
                 return
             if frames == faults.die_after_frames:
@@ -89,66 +123,41 @@ class Job:
                 await asyncio.wait((leaving,))
                 self._abort(answer)
                 return
-            if of_step >= 0:
-                self._made()
             answer.event(event)
             await answer.drain()
         self._engine.finished += 1
         answer.done()
 
-    def _events(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """Each chunk, and which token of a step of the engine it carries, from 0; -1: none."""
+    def _events(self) -> Iterator[tuple[dict[str, Any], bool]]:
+        """Each chunk, and whether a step of the engine comes before it."""
         if self._chat:
-            for index in range(len(self._texts)):
-                yield self._chunk(index, {"role": "assistant", "content": ""}, 0), -1
-        for token in range(1, self._cap + 1):
-            for index, text in enumerate(self._texts):
-                yield self._chunk(index, {"content": next(text)}, token), index
+            for choice in self._choices:
+                yield shapes.role_chunk(self._began, choice.index, self._usage_of(choice)), False
+        while open_ones := [choice for choice in self._choices if choice.finish is None]:
+            for at, choice in enumerate(open_ones):
+                text = choice.step()
+                told = shapes.Told(choice.index, text, choice.finish, choice.stop_reason)
+                chunk = shapes.token_chunk(
+                    self._began,
+                    told,
+                    self._usage_of(choice),
+                    chat=self._chat,
+                    sign=not self._usage_asked,
+                )
+                yield chunk, at == 0
+                self._made()
         if self._usage_asked:
-            yield {**self._shell_of_chunk(), "choices": [], "usage": self._total()}, -1
+            prompt, completion = sum(self._prompts), self._completion()
+            yield shapes.final_chunk(self._began, prompt, completion, chat=self._chat), False
 
-    def _chunk(self, index: int, delta: dict[str, str], made: int) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": index}
-        if self._chat:
-            choice["delta"] = delta
-        else:
-            choice["text"] = delta["content"]
-        finish = self._finish_reason if made == self._cap else None
-        choice |= {"logprobs": None, "finish_reason": finish}
-        chunk = {**self._shell_of_chunk(), "choices": [choice]}
-        if self._usage_always:
-            prompt = self._prompts[index // self.n]
-            chunk["usage"] = {
-                "prompt_tokens": prompt,
-                "total_tokens": prompt + made,
-                "completion_tokens": made,
-            }
-        return chunk
+    def _usage_of(self, choice: Choice) -> dict[str, Any] | None:
+        if not self._usage_always:
+            return None
+        prompt = self._prompts[choice.index // self.n]
+        return shapes.running_usage(prompt, choice.made, chat=self._chat)
 
-    def _shell_of_chunk(self) -> dict[str, Any]:
-        kind = "chat.completion.chunk" if self._chat else "text_completion"
-        return {**self._shell, "object": kind}
-
-    def _whole_choice(self, index: int, text: str) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": index}
-        if self._chat:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-        else:
-            choice["text"] = text
-        return choice | {
-            "logprobs": None,
-            "finish_reason": self._finish_reason,
-            "stop_reason": None,
-        }
-
-    def _total(self) -> dict[str, Any]:
-        prompt, completion = sum(self._prompts), self._cap * len(self._texts)
-        return {
-            "prompt_tokens": prompt,
-            "total_tokens": prompt + completion,
-            "completion_tokens": completion,
-            "prompt_tokens_details": {"cached_tokens": 0},
-        }
+    def _completion(self) -> int:
+        return sum(choice.made for choice in self._choices)
 
     def _abort(self, answer: Answer) -> None:
         self._entry.ended = "aborted"

@@ -9,18 +9,18 @@ import pytest
 from gateway.call import Call
 from gateway.contract.envelope import parse
 from gateway.engines import Engines
-from gateway.exchange import Exchange, State
+from gateway.exchange import State
 from gateway.forward import Forwarder
 from gateway.metering.board import Board, read_board
-from gateway.snapshot import KeyDoc, ModelDoc, Principal, ProjectDoc, Snapshot, TenantDoc, Timeouts
+from gateway.snapshot import ModelDoc, Snapshot, Timeouts
 from gateway.telemetry.counters import Counters
 from gateway.telemetry.tracing import context_from
 from gateway.wire.deadlines import Wheel
 from gateway.wire.relay import Ended, Failed
 from gateway.wire.reply import Reply
-from gateway.wire.request import Request
 from quotas.estimate import Plan
 from routing.topology import Pool
+from tests.support.calls import REQUEST_ID, exchange, request
 from tests.support.engine import serving, start_engine
 from tests.support.topology import endpoint
 from tests.support.until import until
@@ -74,36 +74,13 @@ class Bench:
         )
 
     def call(self, body=BODY, operation="chat"):
-        request = Request("POST", b"/v1/x", [(b"cookie", b"a=b")], body, "127.0.0.1", 0.0)
         reply = Reply(
             Client(), is_head=False, http10=False, close=False, on_done=lambda close: None
         )
-        call = Call(
-            request,
-            reply,
-            secrets.token_hex(16),
-            context_from(None, secrets.token_hex, sample=False),
-        )
+        trace = context_from(None, secrets.token_hex, sample=False)
+        call = Call(request(body), reply, REQUEST_ID, trace)
         call.envelope = parse(body, operation)
-        key = KeyDoc(id=3, project_id=2, name="ci", path="acme/bot/ci", secrets=(), limits=())
-        call.exchange = Exchange(
-            request_id=call.request_id,
-            principal=Principal(
-                key,
-                ProjectDoc(id=2, tenant_id=1, name="bot", limits=()),
-                TenantDoc(id=1, name="acme", limits=()),
-            ),
-            model=self.model,
-            operation=operation,
-            prompts=1,
-            n=1,
-            prompt_estimate=9,
-            cap=3,
-            charges=(),
-            epoch="e",
-            arrived_s=0.0,
-            started_ms=1_000,
-        )
+        call.exchange = exchange(self.model, operation=operation)
         return call
 
     async def attempt(self, call, *, plan=None, **options):

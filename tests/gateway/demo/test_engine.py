@@ -346,3 +346,30 @@ async def test_answer_ends_by_itself_before_a_larger_cap(start_engine):
     assert free["choices"][0]["finish_reason"] == "stop"
     assert 10 <= free["usage"]["completion_tokens"] < 80
     assert capped["choices"][0]["finish_reason"] == "length"
+
+
+async def test_a_stop_string_ends_a_choice_before_its_cap(client):
+    asked = {**CHAT, "max_tokens": 50, "seed": 7}
+    free = (await client.chat.completions.create(**asked)).choices[0].message.content
+    stop = free.split(" ")[3]
+    whole = await client.chat.completions.create(**asked, stop=stop)
+    stream = await client.chat.completions.create(
+        **asked, stop=["never said", stop], stream=True, stream_options=COUNTED
+    )
+    chunks = [chunk async for chunk in stream]
+
+    [choice] = whole.choices
+    assert (choice.finish_reason, choice.message.content) == ("stop", free[: free.index(stop)])
+    assert choice.stop_reason == stop
+    said = "".join(chunk.choices[0].delta.content for chunk in chunks if chunk.choices)
+    assert said.startswith(choice.message.content.rstrip())
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens < 50
+
+
+async def test_choices_that_stop_are_counted_alone(http, engine):
+    body = {**CHAT, "n": 4, "max_tokens": 40, "stop": ["a"]}
+    answer = (await http.post("/v1/chat/completions", json=body)).json()
+
+    assert {choice["finish_reason"] for choice in answer["choices"]} <= {"stop", "length"}
+    assert answer["usage"]["completion_tokens"] == engine.log[-1].tokens < 160
