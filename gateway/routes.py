@@ -147,6 +147,7 @@ class Routes:
         if call.reply.gone:
             return
         if call.reply.started:  # a stream whose head went out before its first event
+            call.status = 200
             call.reply.write(b"data: " + refusal.body + b"\n\n")
             call.reply.finish()
             return

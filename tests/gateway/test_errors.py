@@ -327,10 +327,10 @@ def test_engine_texts_lose_upstream_names_paths_and_aliases(text, clean):
     ],
 )
 def test_hostile_engine_texts_take_no_time(text):
-    began = time.perf_counter()
+    began = time.process_time()
     scrub(text, "up/llama-3", "public")
 
-    assert time.perf_counter() - began < 0.1
+    assert time.process_time() - began < 0.1
 
 
 @pytest.mark.parametrize(

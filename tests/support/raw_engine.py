@@ -9,9 +9,12 @@ import asyncio
 import json
 import re
 import socket
+import ssl
 import struct
 import threading
+from collections import Counter
 from collections.abc import Sequence
+from weakref import WeakSet
 
 CLOSE, RESET = "close", "reset"
 Script = Sequence[bytes | float | str]
@@ -62,21 +65,26 @@ def right(nonce: str, *, stream: bool) -> bytes:
 
 
 class RawEngine:
-    """``scripts`` by case. ``log``: (head, body) of every inference request seen."""
+    """``scripts`` by case. ``log``: (head, body) of every inference request seen; ``connections``:
+    those that carried one.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        self._scheme = "https" if context else "http"
+        self.connections = Counter[str]()
         self.scripts: dict[str, Script] = {}
         self.log: list[tuple[bytes, bytes]] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._server = self._run(asyncio.start_server(self._attend, "127.0.0.1", 0))
+        self._server = self._run(asyncio.start_server(self._attend, "127.0.0.1", 0, ssl=context))
         self.port = self._server.sockets[0].getsockname()[1]
         self._tasks: set[asyncio.Task[None]] = set()
+        self._carriers: WeakSet[asyncio.StreamWriter] = WeakSet()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self._scheme}://127.0.0.1:{self.port}"
 
     def close(self) -> None:
         self._run(self._stop())
@@ -120,6 +128,9 @@ class RawEngine:
             )
             return True
         self.log.append((head, body))
+        if writer not in self._carriers:
+            self._carriers.add(writer)
+            self.connections["inference"] += 1
         case = CASE.search(body)
         if case is None:
             nonce = NONCE.search(body)

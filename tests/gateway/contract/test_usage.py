@@ -379,9 +379,9 @@ def test_large_answers_are_counted_from_their_end_and_fast(separators):
     }  # fmt: skip
     body = json.dumps(told, separators=separators).encode()
     fold = UsageFold(1, 1)
-    began = time.perf_counter()
+    began = time.process_time()
     fold_unary(fold, body)
-    took = time.perf_counter() - began
+    took = time.process_time() - began
 
     assert counts(fold) == (7, 9, 2, None)
     assert took < 0.1
@@ -418,11 +418,11 @@ def test_whole_answer_without_a_token_or_finish_is_void():
 )
 def test_a_hostile_megabyte_takes_linear_time(frame):
     fold = UsageFold(2, 2)
-    began = time.perf_counter()
+    began = time.process_time()
     fold.look(frame)
     cut(frame)
     rename(frame, "up", "public")
     error_in(frame)
     fold_unary(fold, frame)
 
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1

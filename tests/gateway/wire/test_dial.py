@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import ssl
-import subprocess
 import threading
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from gateway.wire.dial import ConnectFailed, dial, parse_endpoint
 from gateway.wire.fetch import FetchFailed, fetch
 from gateway.wire.pool import Pool
+from tests.support.certificates import self_signed, server_context
 from tests.support.engine import serving
 
 
@@ -43,29 +43,12 @@ class Told:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A self-signed certificate of 127.0.0.1 and engine.test, which is its own authority."""
-    folder = tmp_path_factory.mktemp("tls")
-    openssl = shutil.which("openssl")
-    assert openssl, "openssl makes the certificate of this test"
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    subprocess.run(
-        [
-            openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-            "-nodes", "-days", "2", "-keyout", str(key), "-out", str(cert),
-            "-subj", "/CN=engine.test", "-addext", "subjectAltName=DNS:engine.test,IP:127.0.0.1",
-        ],
-        check=True,
-        capture_output=True,
-    )  # fmt: skip
-    return str(cert), str(key)
+    return self_signed(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
 async def tls_engine(certificate):
-    cert, key = certificate
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(cert, key)
-    async with serving(say_ok, ssl=context) as address:
+    async with serving(say_ok, ssl=server_context(*certificate)) as address:
         yield address
 
 
@@ -91,8 +74,7 @@ async def test_tls_connections_are_kept_and_used_again(tls_engine, certificate):
 
 async def test_server_name_is_told_and_only_http_1_is_offered(certificate, monkeypatch):
     """The name is ours to resolve here; what is told in the handshake is the endpoint's."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate)
+    context = server_context(*certificate)
     context.set_alpn_protocols(["h2", "http/1.1"])
     told = []
     context.sni_callback = lambda _, name, __: told.append(name)
@@ -254,3 +236,10 @@ def test_credentials_in_a_url_are_refused_without_being_repeated():
 def test_address_that_cannot_be_is_refused(url):
     with pytest.raises(ValueError):  # noqa: PT011 -- the parser's own words
         parse_endpoint(url)
+
+
+async def test_proxies_of_the_environment_are_nobodys_business(tls_engine, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    async with serving(say_ok) as plain:
+        assert (await fetch(plain, "GET", "/")).body == b"right"

@@ -607,3 +607,43 @@ async def test_bytes_after_done_end_the_trust_in_the_connection():
     assert bench.body.endswith(DONE)
     assert not bench.released
     assert bench.engine.aborted
+
+
+# -- anything at all ----------------------------------------------------------------------------
+
+GOOD = SSE + chunked(token("a"), b": c\n\n", token("b", 2), DONE) + END
+PIECES = st.sampled_from(
+    [
+        b"", b"\r\n", b"\n", b"\n\n", b"\0", b"0\r\n\r\n", b"data: ", b"data: {}\n\n", b"[DONE]",
+        b'"usage":{', b'"error":', b"ffffffff\r\n", b"HTTP/1.1 100 Continue\r\n\r\n", b"{", b"}",
+        b"content-length: 3\r\n", b'"usage":{"prompt_tokens":1,"total_tokens":2,"completion_tokens":1}',
+    ]
+)  # fmt: skip
+
+
+@st.composite
+def spoilt(draw):
+    """A good answer with something cut out, doubled or put in, a few times."""
+    wire = GOOD
+    for _ in range(draw(st.integers(1, 4))):
+        a, b = sorted((draw(st.integers(0, len(wire))), draw(st.integers(0, len(wire)))))
+        middle = draw(st.one_of(PIECES, st.binary(max_size=6), st.just(wire[a:b] * 2)))
+        b = draw(st.sampled_from([a, min(b, a + 3), b]))
+        wire = wire[:a] + middle + wire[b:]
+    return wire
+
+
+@settings(max_examples=300, deadline=None)
+@given(spoilt(), cuts, st.booleans())
+async def test_whatever_an_engine_says_it_ends_and_nothing_is_raised(wire, read_cuts, stream):
+    bench = Bench(stream=stream, names=("up", "public")).feed(*cut_at(wire, read_cuts)).close()
+
+    assert bench.outcome is not None
+    if isinstance(bench.outcome, Failed):
+        assert not bench.client.data
+    elif stream:
+        assert bench.whole
+        ended_well = bench.outcome == Ended("finished")
+        assert ended_well == (b"[DONE]" in bench.body.rpartition(b"data: ")[2])
+        if not ended_well:
+            error_of(bench.body[bench.body.rindex(b"data: ") :])
