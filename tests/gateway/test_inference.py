@@ -1,6 +1,7 @@
 """What a failure means to the caller, to the endpoint and to the operator; and what a request needs."""
 
 import asyncio
+import inspect
 import logging
 import secrets
 
@@ -35,18 +36,16 @@ class Bench:
         self.engines = Engines({}, idle_s=4.0)
         self.engines.sync(snapshot)
         self.counters = Counters()
+        unused = dict.fromkeys(inspect.signature(Inference).parameters)
         self.inference = Inference(
-            snapshot=snapshot,
-            engines=self.engines,
-            forwarder=None,
-            store=None,
-            desk=None,
-            counters=self.counters,
-            pepper=b"p",
-            monotonic=lambda: self.now_s,
-            unix_ms=lambda: 1_000,
-            chance=lambda: 0.0,
-            ceilings=None,
+            **unused
+            | {
+                "snapshot": snapshot,
+                "engines": self.engines,
+                "counters": self.counters,
+                "monotonic": lambda: self.now_s,
+                "unix_ms": lambda: 1_000,
+            }
         )
         reply = Reply(None, is_head=False, http10=False, close=False, on_done=lambda close: None)
         trace = context_from(None, secrets.token_hex, sample=False)
