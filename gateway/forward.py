@@ -206,18 +206,19 @@ class Forwarder:
         """Runs after bytes of the answer were handed to the client's socket."""
         last_s = 0.0
         fold = exchange.fold
+        monotonic, observe, chunk = self._monotonic, self._gaps.observe, watch.chunk
 
         def on_chunk(events: int) -> None:
             nonlocal last_s
             if not events:
                 return  # comments: the engine lives, and makes nothing
-            now_s = self._monotonic()
+            now_s = monotonic()
             if last_s:
-                self._gaps.observe(now_s - last_s)
+                observe(now_s - last_s)
             last_s = now_s
             exchange.frames += events
             if fold.completion or fold.completion is None:
                 exchange.delivered = True
-            watch.chunk()
+            chunk()
 
         return on_chunk

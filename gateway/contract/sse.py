@@ -6,7 +6,7 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-a
 """
 
 import re
-from enum import Enum
+from enum import StrEnum
 
 from gateway.contract.errors import UpstreamError
 
@@ -21,7 +21,7 @@ DONE = b"[DONE]"
 TAIL_BYTES = 3
 
 
-class Kind(Enum):
+class Kind(StrEnum):
     """What a frame is to a stream of JSON objects. ``OTHER`` has no data: comments, lone fields."""
 
     OBJECT = "object"

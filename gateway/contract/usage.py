@@ -124,6 +124,11 @@ class UsageFold:
         self._finish: bytes | None = None
 
     @property
+    def steady(self) -> bool:
+        """One choice that has made a token: from now on only its counts change."""
+        return self._single and self.any_token and not self.final
+
+    @property
     def void_finish(self) -> bool:
         return self.choices_seen and not self.any_token and self._finish in VOID_FINISHES
 
@@ -254,7 +259,7 @@ def rename(frame: bytes, upstream_model: str, public_model: str) -> bytes:
 
     ``upstream_model``, the usual one, is found by a plain search.
     """
-    old, new = _model_pair(upstream_model), _model_pair(public_model)
+    old, new = model_pair(upstream_model), model_pair(public_model)
     at = frame.find(old)
     if at >= 0:
         return b"".join((frame[:at], new, frame[at + len(old) :]))
@@ -336,7 +341,8 @@ def rename_unary(body: bytes, upstream_model: str, public_model: str) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def _model_pair(name: str) -> bytes:
+def model_pair(name: str) -> bytes:
+    """``"model":"name"`` as engines and we write it."""
     return b'"model":' + msgspec.json.encode(name)
 
 

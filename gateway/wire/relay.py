@@ -16,6 +16,7 @@ import msgspec
 
 from gateway.contract.errors import ContractError, UpstreamError, error_event
 from gateway.contract.sse import FrameSplitter, FrameTooLarge, Kind, kind_of
+from gateway.contract.steady import Steady
 from gateway.contract.usage import (
     UsageFold,
     cut,
@@ -122,6 +123,7 @@ class Relay:
         self._parts: list[bytes] = []  # of a whole answer; of a stream, comments before its events
         self._parts_bytes = 0
         self._done = False  # [DONE] or the whole body was seen
+        self._steady: Steady | None = None  # while the next read may be taken in one step
 
     def attach(self, upstream: Upstream) -> None:
         """The connection that carries the attempt; back-pressure goes to it from here on."""
@@ -172,6 +174,21 @@ class Relay:
             self.fail("engine_5xx")
         elif not self._stream:
             self._commit()
+
+    def take_chunk(self, data: bytes) -> bool:
+        """The steady state: a read that begins at a chunk's first byte, taken whole or not at all."""
+        steady = self._steady
+        if steady is None:
+            return False
+        out = steady.take(data)
+        if out is None:
+            return False
+        self._fold.prompt = steady.prompt
+        self._fold.completion = steady.completion
+        self._on_counts()
+        self._reply.write_chunk(out)
+        self.on_chunk(1)
+        return True
 
     def on_body(self, data: bytes) -> None:
         if self.outcome.done():
@@ -261,6 +278,13 @@ class Relay:
             self._parts.clear()
         self._on_counts()
         self._send(out, events)
+        if self._steady is None and not self._splitter.pending and fold.steady:
+            self._become_steady()
+
+    def _become_steady(self) -> None:
+        """From here on reads that are one event of one choice take the short way."""
+        if not self._done and self._reply.chunked:
+            self._steady = Steady(cuts_usage=self._usage_kept != "all", names=self._names)
 
     def _send(self, out: list[bytes], events: int) -> None:
         if out:
@@ -370,6 +394,7 @@ class Relay:
         self._reply.start(200, [*STREAM_HEADERS, *self._headers_out])
 
     def _settle(self, outcome: Failed | Ended) -> None:
+        self._steady = None
         if not self.outcome.done():
             self.outcome.set_result(outcome)
         self._reply.on_pause = self._reply.on_resume = None

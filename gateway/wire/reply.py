@@ -83,6 +83,17 @@ class Reply:
         if not self.gone and not self.done and data:
             self._write(heads.chunk(data) if self._chunked else data)
 
+    @property
+    def chunked(self) -> bool:
+        """Whether its client takes chunks: one of HTTP/1.0 does not."""
+        return self._chunked
+
+    def write_chunk(self, chunk: bytes) -> None:
+        """A chunk that is framed already; for ``chunked`` replies alone."""
+        if not self.gone and not self.done:
+            self.bytes_out += len(chunk)
+            self._transport.write(chunk)
+
     def finish(self) -> None:
         if not self.gone and not self.done:
             if self._chunked:

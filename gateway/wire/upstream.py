@@ -8,6 +8,7 @@ import asyncio
 import logging
 import select
 from asyncio import Transport
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import msgspec
@@ -22,6 +23,8 @@ from httptools import (
 HEAD_BYTES_MAX = 65_536
 #: What a piece of body may bring with it: the lines of its chunk.
 CHUNK_LINES_BYTES = 32
+#: Where an event ends with its chunk: the parser then stands before the next chunk.
+FRAME_END, READ_END = b"}\n\n", b"}\n\n\r\n"
 STATUS_MIN, STATUS_MAX = 100, 599
 VERSIONS = ("1.1", "1.0")
 log = logging.getLogger("gateway.wire.upstream")
@@ -45,6 +48,12 @@ class Receiver(Protocol):
     def on_end(self) -> None: ...
 
     def on_cut(self, failure: UpstreamCut) -> None: ...
+
+
+class ChunkTaker(Receiver, Protocol):
+    """A receiver that may take a read unparsed which begins with a chunk. False: not this one."""
+
+    def take_chunk(self, data: bytes) -> bool: ...
 
 
 class Upstream(asyncio.Protocol):
@@ -71,6 +80,9 @@ class Upstream(asyncio.Protocol):
         self._poll: select.poll | None = None
         self._refused = ""  # why this response is not to be had
         self._closes = False  # HTTP/1.0, or it said that it closes
+        self._taker: Callable[[bytes], bool] | None = None
+        self._at_chunk = False  # the next byte is the first of a chunk
+        self._body_end = b""  # of the last body bytes
 
     @property
     def reusable(self) -> bool:
@@ -98,6 +110,9 @@ class Upstream(asyncio.Protocol):
         self._header_bytes = self._beside = 0
         self._refused = ""
         self._headers = []
+        self._body_end = b""
+        self._taker = getattr(receiver, "take_chunk", None)
+        self._at_chunk = False
         if not self.alive:
             asyncio.get_running_loop().call_soon(self._cut, "the connection had closed")
             return
@@ -114,6 +129,7 @@ class Upstream(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once and tell nobody: the engine stops working on it."""
         self._receiver = None
+        self._at_chunk = False
         self.alive = False
         self.transport.abort()
 
@@ -123,6 +139,9 @@ class Upstream(asyncio.Protocol):
         self.transport = cast("Transport", transport)  # uvloop's is none by name
 
     def data_received(self, data: bytes) -> None:
+        if self._at_chunk and self._taker is not None and self._taker(data):
+            return
+        self._at_chunk = False
         if self._receiver is None or self._parser is None:
             self.abort()  # nobody asked: this socket is not trusted with a request
             return
@@ -148,8 +167,12 @@ class Upstream(asyncio.Protocol):
             self._finish()
         elif self._beside > HEAD_BYTES_MAX:
             self._cut("the response has too much beside its body")
-        elif self._beside < 0:
-            self._beside = 0
+        else:
+            self._beside = max(0, self._beside)
+            # The body ended before these two bytes: they are the end of its chunk.
+            self._at_chunk = (
+                self._chunked and self._body_end == FRAME_END and data.endswith(READ_END)
+            )
 
     def eof_received(self) -> bool:
         return False
@@ -210,6 +233,7 @@ class Upstream(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         self._beside -= len(data) + CHUNK_LINES_BYTES
+        self._body_end = data[-3:]
         if self._receiver is not None and not self._beyond and not self._refused:
             self._receiver.on_body(data)
 
@@ -221,6 +245,7 @@ class Upstream(asyncio.Protocol):
     # -- endings ------------------------------------------------------------------------------
 
     def _finish(self) -> None:
+        self._at_chunk = False
         receiver, self._receiver = self._receiver, None
         if self._beyond or not self._keep or self.transport.get_write_buffer_size():
             self.alive = False
@@ -230,6 +255,7 @@ class Upstream(asyncio.Protocol):
             receiver.on_end()
 
     def _cut(self, reason: str) -> None:
+        self._at_chunk = False
         receiver, self._receiver = self._receiver, None
         self.alive = False
         self.transport.abort()

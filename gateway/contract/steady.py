@@ -1,0 +1,108 @@
+"""The steady state of a stream in one step: a read that is one HTTP chunk that is one event.
+
+vLLM's events of one choice with running usage, in its compact spelling, make up nearly every read
+of nearly every stream. They are recognised as a whole by byte comparisons and one match, counted,
+and given back framed for the client. Whatever is not exactly that is not taken, and goes the long
+way (``wire.upstream``'s parser, ``contract.sse``, ``contract.usage``) with the same result. Pure.
+"""
+
+import re
+
+from gateway.contract.usage import model_pair
+
+BYTES_MAX = 4096
+#: The end of such an event and its chunk: choices, then usage with names and numbers alone.
+ENDING = re.compile(
+    rb'\}\],"usage":\{"prompt_tokens":(\d{1,15}),"total_tokens":\d{1,15},'
+    rb'"completion_tokens":(\d{1,15})(?:,"[a-z_]++":[a-z0-9]++)*+\}\}\n\n\r\n\Z'
+)
+USAGE = b'"usage":{'
+ERROR = b'"error"'
+EVENT_BEGINS = b"data: {"
+EVENT_ENDS = b"}\n\n\r\n"
+#: "14a\r\n" for a payload of that many bytes.
+SIZE_LINES = [b"%x\r\n" % size for size in range(BYTES_MAX + 1)]
+
+
+def _beginnings() -> list[bytes]:
+    r"""How a read of each length begins if it is one chunk, of one event; b"\\n" where none can be."""
+    found = [b"\n"] * (BYTES_MAX + 1)
+    for size, line in enumerate(SIZE_LINES):
+        whole = len(line) + size + 2
+        if whole <= BYTES_MAX:
+            found[whole] = line + EVENT_BEGINS
+    return found
+
+
+BEGINNINGS = _beginnings()
+
+
+class Steady:
+    """One per stream. ``take`` gives what goes to the client, and leaves the counts it carried in
+    ``prompt`` and ``completion``; None: not taken.
+
+    ``cuts_usage``: the client did not ask for it. ``names``: (upstream, public) model where they
+    differ. The bytes up to the model's name hardly change within a stream: they are kept as they
+    came and as they go out.
+    """
+
+    __slots__ = (
+        "_before",
+        "_cuts_usage",
+        "_new",
+        "_old",
+        "_renamed",
+        "completion",
+        "prompt",
+    )
+
+    def __init__(self, *, cuts_usage: bool, names: tuple[str, str] | None) -> None:
+        self._cuts_usage = cuts_usage
+        self._old = self._new = b""
+        if names is not None:
+            self._old, self._new = model_pair(names[0]), model_pair(names[1])
+        self._before = b""  # from the event's first byte to the end of its model
+        self._renamed = b""
+        self.prompt = 0
+        self.completion = 0
+
+    def take(self, data: bytes) -> bytes | None:
+        length = len(data)
+        if length > BYTES_MAX:
+            return None
+        beginning = BEGINNINGS[length]
+        if not data.startswith(beginning):
+            return None
+        usage = data.rfind(USAGE)
+        found = ENDING.match(data, usage - 3) if usage > 0 else None
+        begin = len(beginning) - len(EVENT_BEGINS)
+        if (
+            found is None
+            or data.find(b"\n", begin) != length - 4
+            or data.find(b"\r", begin) != length - 2
+            or ERROR in data
+        ):
+            return None
+        out = data
+        if self._old:
+            if not self._before or not data.startswith(self._before, begin):
+                at = data.find(self._old, begin)
+                if at < 0:
+                    return None
+                self._before = data[begin : at + len(self._old)]
+                self._renamed = data[begin:at] + self._new
+            rest = begin + len(self._before)
+            end = usage - 1 if self._cuts_usage else length - len(EVENT_ENDS)
+            middle = data[rest:end]
+            size = len(self._renamed) + len(middle) + 3
+            out = b"".join((_size_line(size), self._renamed, middle, EVENT_ENDS))
+        elif self._cuts_usage:
+            out = b"".join((SIZE_LINES[usage + 2 - begin], data[begin : usage - 1], EVENT_ENDS))
+        self.prompt = int(found[1])
+        self.completion = int(found[2])
+        return out
+
+
+def _size_line(size: int) -> bytes:
+    """A public name may be longer than the one it stands for."""
+    return SIZE_LINES[size] if size <= BYTES_MAX else b"%x\r\n" % size
