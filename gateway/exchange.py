@@ -10,7 +10,7 @@ times are arguments. Not here: sockets (``wire.relay``), the order of steps (``i
        +--------------------------------end---------------------------+
 """
 
-from enum import Enum
+from enum import StrEnum  # hashed by C, not by Python
 
 import msgspec
 
@@ -28,14 +28,14 @@ from quotas.usage import TokenUsage
 from routing.topology import Endpoint
 
 
-class State(Enum):
+class State(StrEnum):
     ADMITTED = "admitted"
     DISPATCHED = "dispatched"
     COMMITTED = "committed"
     ENDED = "ended"
 
 
-class Event(Enum):
+class Event(StrEnum):
     DISPATCH = "dispatch"
     FAIL_ATTEMPT = "fail_attempt"
     COMMIT = "commit"

@@ -8,7 +8,7 @@ Rules behind the rows: zero is a value and None is not zero; the engine's own co
 of ours; who leaves pays what was made for them; nobody pays for an answer that never began.
 """
 
-from enum import Enum
+from enum import StrEnum  # hashed by C, not by Python
 
 import msgspec
 
@@ -41,7 +41,7 @@ class Settled(msgspec.Struct, frozen=True):
     outcome: Outcome
 
 
-class Case(Enum):
+class Case(StrEnum):
     """An ending, narrowed to what decides the bill."""
 
     FINISHED = "finished"
@@ -53,7 +53,7 @@ class Case(Enum):
     REFUSED = "the engine answered 4xx"
 
 
-class Seen(Enum):
+class Seen(StrEnum):
     """What the engine had said by then."""
 
     FINAL = "final"
@@ -61,7 +61,7 @@ class Seen(Enum):
     NONE = "none"
 
 
-class Bill(Enum):
+class Bill(StrEnum):
     """What a row bills."""
 
     COUNTED = "the counts seen"

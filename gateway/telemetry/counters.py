@@ -69,7 +69,9 @@ class Counters:
         self.histograms: dict[str, dict[str, Histogram]] = {}
 
     def add(self, name: str, labels: str = "", amount: float = 1) -> None:
-        series = self.counters.setdefault(name, {})
+        series = self.counters.get(name)
+        if series is None:
+            series = self.counters[name] = {}
         series[labels] = series.get(labels, 0) + amount
 
     def set(self, name: str, value: float, labels: str = "") -> None:

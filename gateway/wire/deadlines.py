@@ -9,6 +9,7 @@ Wheels", 1987 (scheme 6, one revolution).
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import lru_cache
 
 SLOTS = 512
 #: A tick that does not come.
@@ -60,6 +61,8 @@ class Wheel:
     def __init__(self, tick_s: float, loop: asyncio.AbstractEventLoop) -> None:
         self._tick_s = tick_s
         self._loop = loop
+        #: Ticks from now to the first that is not before a delay in seconds.
+        self.ticks = lru_cache(maxsize=256)(self._ticks)
         self._slots: list[set[Deadline]] = [set() for _ in range(SLOTS)]
         self.now = 0  # in ticks
         self._began_s = loop.time()
@@ -85,7 +88,10 @@ class Wheel:
 
     def tick_at(self, delay_s: float) -> int:
         """The first tick that is not before ``delay_s`` from now."""
-        return self.now + int(delay_s / self._tick_s) + 2
+        return self.now + self.ticks(delay_s)
+
+    def _ticks(self, delay_s: float) -> int:
+        return int(delay_s / self._tick_s) + 2
 
     def place(self, deadline: Deadline) -> None:
         if deadline.slot is not None:

@@ -46,10 +46,11 @@ class Watch:
         self._on_late = on_late
         self._on_silence = on_silence
         now = self._last_chunk = self._last_sign = wheel.now
-        self._ends = wheel.tick_at(total_s)
-        self._patience = wheel.tick_at(first_event_s) - now
-        self._gap = wheel.tick_at(gap_s) - now
-        self._silence = 0 if silence_s is None else wheel.tick_at(silence_s) - now
+        ticks = wheel.ticks
+        self._ends = now + ticks(total_s)
+        self._patience = ticks(first_event_s)
+        self._gap = ticks(gap_s)
+        self._silence = 0 if silence_s is None else ticks(silence_s)
         self._deadline: Deadline = wheel.add_at(self._soonest(), self._look)
 
     def chunk(self) -> None:
