@@ -10,6 +10,7 @@ what a head may be (``guard``), who may connect (``lobby``).
 import asyncio
 import logging
 import socket
+import struct
 from asyncio import Transport
 from collections.abc import Callable
 from typing import cast
@@ -36,6 +37,8 @@ RATE_CHECK_S = 5.0
 PARTING_S = 1.0
 #: More than the longest PROXY header.
 ANNOUNCEMENT_BYTES_MAX = 8192
+#: Linger on, for no time.
+AT_ONCE = struct.pack("ii", 1, 0)
 log = logging.getLogger("gateway.wire.connection")
 
 
@@ -409,6 +412,10 @@ class Connection(asyncio.Protocol):
             return
         if self._reply is not None:
             self._reply.leave()
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            # A reset: the kernel must not hold megabytes for a client that will not read them.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
         self.transport.abort()
 
     def _await(self, delay_s: float, callback: Callable[[], None]) -> None:
