@@ -15,6 +15,7 @@ from gateway.wire import connection, lobby, proxy_header
 from gateway.wire.cors import Cors
 from gateway.wire.deadlines import Wheel
 from gateway.wire.server import Server
+from tests.support.until import until
 
 QUICK = WireSettings(head_s=0.3, body_s=0.3, idle_s=0.3, stall_s=0.3, linger_s=0.3, tick_s=0.02)
 JSON = (b"content-type", b"application/json")
@@ -556,6 +557,7 @@ async def test_pipeline_ahead_of_a_running_request_is_kept_within_its_bound(door
     one = post(b"x" * 500, close=False)
     count = (32 << 20) // len(one)
     writing = asyncio.ensure_future(_write(writer, one * count))
+    await until(lambda: door.seen, 30)
     await asyncio.sleep(0.2)
     [held] = door.server._connections()
     kept = len(held._buffer)
