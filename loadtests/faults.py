@@ -202,9 +202,11 @@ class Trouble:
         await self._again()
 
     async def _tree_kill(self) -> None:
+        """And a command, killed as well, that would have recovered what the tree left."""
         place = self._site
         await place.kill(place.gateway.pid, *place.pids(DATA), *place.pids(CONTROL))
         await place.gone()
+        await place.command_killed(self._chance.uniform(0.3, 1.5))
         await self._again()
 
     async def _again(self) -> None:

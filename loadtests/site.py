@@ -18,7 +18,7 @@ import httpx
 from gateway.demo.engine import DemoEngine
 from loadtests.crowd import MODEL
 from loadtests.tap import Tap
-from tests.support.gateway import Gateway, processes_of
+from tests.support.gateway import TOKENFACTORY, Gateway, processes_of
 from tests.support.postgres import Postgres
 from tests.support.postgres import serving as serving_postgres
 from tests.support.valkey import Valkey, free_port
@@ -113,6 +113,17 @@ class Site:
 
     async def gone(self) -> None:
         await until(lambda: not processes_of(self.gateway.data_dir), "every process to be gone")
+
+    async def command_killed(self, after_s: float) -> None:
+        """A command that finds no server recovers and ships; killed in the middle of it."""
+        nobody = asyncio.subprocess.DEVNULL
+        command = await asyncio.create_subprocess_exec(
+            TOKENFACTORY, "usage", "--json", env=self.gateway.environ, stdout=nobody, stderr=nobody
+        )
+        await asyncio.sleep(after_s)
+        with contextlib.suppress(ProcessLookupError):
+            command.kill()
+        await command.wait()
 
     # -- what it owes ------------------------------------------------------------------------
 

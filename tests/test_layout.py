@@ -69,6 +69,7 @@ PROVEN_ELSEWHERE = {
     "gateway.cli.keys": "gateway/cli/test_offline.py",
     "gateway.cli.limits": "gateway/cli/test_offline.py",
     "gateway.cli.models": "gateway/cli/test_offline.py",
+    "gateway.cli.reconcile": "flows/test_reconcile.py",
     "gateway.cli.settings_options": "gateway/cli/test_main.py",
     "gateway.cli.usage": "gateway/cli/test_offline.py",
     # one test over several files that make one thing

@@ -80,6 +80,13 @@ class Admin:
                 return
             params["cursor"] = str(page["next"])
 
+    async def reconcile(self) -> Any:
+        return (await self._ask("POST", "/admin/v1/reconciliations"))["data"]
+
+    async def reconciliations(self, limit: int) -> Any:
+        params = {"limit": str(limit)}
+        return (await self._ask("GET", "/admin/v1/reconciliations", params=params))["data"]
+
     async def doctor(self) -> Any:
         return (await self._ask("GET", "/admin/v1/doctor"))["data"]
 

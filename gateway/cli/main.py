@@ -24,6 +24,10 @@ COMMANDS = {
     "models": ("gateway.cli.models:models", "List models; add one, with what its engine can do."),
     "limits": ("gateway.cli.limits:limits", "Show and change limits."),
     "usage": ("gateway.cli.usage:usage", "Tokens and requests, or every record of them."),
+    "reconcile": (
+        "gateway.cli.reconcile:reconcile",
+        "Compare engines' own token counters with the records.",
+    ),
     "config": ("gateway.cli.config:config", "Settings and where each comes from."),
     "doctor": ("gateway.cli.doctor:doctor", "Look for what will go wrong."),
     "version": ("gateway.cli.config:version", "The version of this program."),

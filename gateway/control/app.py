@@ -6,6 +6,7 @@ beyond the callbacks it is given. Not here: SQL (``gateway.store``), files (``ga
 """
 
 import hmac
+import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,6 +17,8 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy import select
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -28,12 +31,17 @@ from gateway import identity
 from gateway.control.limits import LimitsChange, LimitsDesk
 from gateway.declared.apply import Applier
 from gateway.declared.document import DeclaredError, EndpointPart, load, parse
+from gateway.metering.reconcile import Report
 from gateway.store import accounts, catalog, changes, ledger, usage
 from gateway.store.database import Database
+from gateway.store.reconciliations import read_reports
 from gateway.store.schema import models, pools
 
 RECORDS_PER_PAGE_MAX = 10_000
 BODY_BYTES_MAX = 16 << 20
+#: What a database that is away raises, through its driver and before it.
+AWAY = (OperationalError, InterfaceError, PoolTimeout, OSError)
+_log = logging.getLogger("gateway.control.app")
 
 
 class ControlDeps(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +57,7 @@ class ControlDeps(msgspec.Struct, frozen=True, kw_only=True):
     ready: Callable[[], Mapping[str, object]]
     probe: Callable[[str, str], Awaitable[Mapping[str, object]]]
     doctor: Callable[[], Awaitable[list[Any]]]
+    reconcile: Callable[[], Awaitable[list[Report]]]
 
 
 class _NewKey(BaseModel):
@@ -99,6 +108,8 @@ def build_app(deps: ControlDeps) -> Starlette:
             Route("/admin/v1/doctor", admin.doctor, methods=["GET"]),
             Route("/admin/v1/limits", admin.list_limits, methods=["GET"]),
             Route("/admin/v1/limits", admin.change_limits, methods=["POST"]),
+            Route("/admin/v1/reconciliations", admin.reconcile, methods=["POST"]),
+            Route("/admin/v1/reconciliations", admin.reconciliations, methods=["GET"]),
         ],
         middleware=[Middleware(_OperatorOnly, token=deps.operator_token)],
         exception_handlers={
@@ -107,6 +118,7 @@ def build_app(deps: ControlDeps) -> Starlette:
             accounts.NotFound: _problem(404, "Not found"),
             accounts.Conflict: _problem(409, "Conflict"),
             ValueError: _problem(400, "Bad request"),
+            **dict.fromkeys(AWAY, _database_away),
         },
     )
 
@@ -297,6 +309,20 @@ class _Admin:
         )
         return _json({"data": page, "next": None if cursor is None else str(cursor)})
 
+    # -- engines' counters -------------------------------------------------------------------
+
+    async def reconcile(self, _request: Request) -> Response:
+        """Judge every endpoint up to now."""
+        return _json({"data": [_report_shown(each) for each in await self._deps.reconcile()]})
+
+    async def reconciliations(self, request: Request) -> Response:
+        """What was found before, newest first."""
+        query = request.query_params
+        limit = _number(query.get("limit", "100"), "limit", 1, RECORDS_PER_PAGE_MAX)
+        found = await read_reports(self._db, endpoint=query.get("endpoint"), limit=limit)
+        reports = [msgspec.json.decode(text, type=Report) for text in found]
+        return _json({"data": [_report_shown(each) for each in reports]})
+
     # -- shared ------------------------------------------------------------------------------
 
     async def _changed(self, said: Mapping[str, object], status: int = 200) -> Response:
@@ -321,6 +347,11 @@ def problem(status: int, title: str, detail: str) -> Response:
 
 def _problem(status: int, title: str) -> Callable[[Request, Exception], Response]:
     return lambda _request, error: problem(status, title, str(error))
+
+
+def _database_away(_request: Request, error: Exception) -> Response:
+    _log.warning("the database does not answer: %s", type(error).__name__)
+    return problem(503, "Database away", "the database does not answer; try again")
 
 
 def _http_problem(_request: Request, error: Exception) -> Response:
@@ -409,6 +440,12 @@ def _key_shown(row: accounts.KeyRow, now_ms: int) -> dict[str, object]:
         "expires": None if row.expires_s is None else ledger.timestamp(row.expires_s * 1000),
         "created": ledger.timestamp(row.created_ms),
     }
+
+
+def _report_shown(report: Report) -> dict[str, object]:
+    shown: dict[str, object] = msgspec.to_builtins(report)
+    shown["from"], shown["to"] = ledger.timestamp(report.from_ms), ledger.timestamp(report.to_ms)
+    return shown
 
 
 def _now_ms() -> int:

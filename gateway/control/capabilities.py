@@ -5,7 +5,8 @@ them. Nothing here is believed for ever: ``gateway.control.probes`` asks again a
 Not here: how often, and who is told.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -68,6 +69,22 @@ class Fetch(Protocol):
         max_bytes: int = 4 << 20,
         ca_file: str | None = None,
     ) -> Fetched: ...
+
+
+class Probing(Protocol):
+    """Asks a question that costs tokens at an engine, and keeps what it cost."""
+
+    async def __call__(
+        self, endpoint: str, ask: Callable[[], Awaitable["UsageFound"]]
+    ) -> "UsageFound": ...
+
+
+async def unrecorded(
+    endpoint: str,  # noqa: ARG001 -- part of the shape
+    ask: Callable[[], Awaitable["UsageFound"]],
+) -> "UsageFound":
+    """Where nobody keeps what probes cost."""
+    return await ask()
 
 
 class UsageFound(msgspec.Struct, frozen=True):
@@ -156,7 +173,11 @@ class Caller:
 
 
 async def probe_endpoint(
-    endpoint: Endpoint, upstreams: Iterable[str], fetch: Fetch, environ: Mapping[str, str]
+    endpoint: Endpoint,
+    upstreams: Iterable[str],
+    fetch: Fetch,
+    environ: Mapping[str, str],
+    probing: Probing = unrecorded,
 ) -> ProbeReport:
     """One look at everything. Never raises; an endpoint that is away is a report too.
 
@@ -176,7 +197,9 @@ async def probe_endpoint(
         problem = f"the engine does not list {', '.join(absent)}"
     usage = {}
     if endpoint.usage == "auto":
-        usage = {name: await ask_usage(caller, name) for name in wanted}
+        usage = {
+            name: await probing(endpoint.url, partial(ask_usage, caller, name)) for name in wanted
+        }
     return ProbeReport(
         url=endpoint.url,
         reachable=True,

@@ -27,11 +27,13 @@ from gateway.control.generations import Generations
 from gateway.control.metrics import render
 from gateway.control.probes import HEALTH_EVERY_S, UNHEALTHY_AFTER, Prober, targets_in
 from gateway.control.reads import Reads
+from gateway.control.reconciler import QUIET_MS, Reconciler
 from gateway.control.totals import Totals
 from gateway.link.messages import Signals
 from gateway.link.server import LinkServer
 from gateway.loader import Loader
 from gateway.metering.inquest import context_from
+from gateway.metering.reconcile import Report
 from gateway.metering.shipper import Shipper
 from gateway.settings import Settings
 from gateway.store.database import PepperMismatch, open_database
@@ -87,6 +89,14 @@ class Core:
         )
         self.reads = Reads({"/v1/generation": Generations(self.db, data_dir, self._ship).look})
         self.totals = Totals(data_dir / "counters", host_pid)
+        context = context_from(self.feed.snapshot)
+        self.reconciler = Reconciler(
+            self.db,
+            data_dir,
+            ship=self._ship,
+            endpoint_name=context.endpoint_name,
+            unix_ms=unix_ms,
+        )
         self.prober = self._new_prober(HEALTH_EVERY_S)
         self.announcements: Announcements | None = None
         if settings.redis_url:  # one that other hosts may share
@@ -148,6 +158,7 @@ class Core:
                 ready=self._ready,
                 probe=self._probe,
                 doctor=self._examine,
+                reconcile=self._reconcile,
             )
         )
 
@@ -187,7 +198,9 @@ class Core:
             "tf_ledger_quarantined_records": await self._quarantined(),
             "tf_data_processes": len(self.link.peers),
         }
-        return render(self.totals.sums(), own)
+        sums = self.totals.sums()
+        sums.gauges |= self.reconciler.gauges()
+        return render(sums, own)
 
     def _ready(self) -> Mapping[str, object]:
         return {
@@ -199,7 +212,18 @@ class Core:
 
     async def _probe(self, url: str, upstream: str) -> Mapping[str, object]:
         endpoint = Endpoint(id=0, pool_id=0, url=url)
-        return (await probe_endpoint(endpoint, [upstream], fetch, self._environ)).shown()
+        report = await probe_endpoint(
+            endpoint, [upstream], fetch, self._environ, self.reconciler.probing
+        )
+        return report.shown()
+
+    async def _reconcile(self) -> list[Report]:
+        if self.prober.signals():
+            return await self.reconciler.reconcile()
+        await self.prober.sweep()  # no server: nobody scrapes
+        await asyncio.sleep(2 * QUIET_MS / 1000)
+        await self.prober.sweep()
+        return await self.reconciler.reconcile(patience_s=0)
 
     async def _examine(self) -> list[Finding]:
         prober = self.prober
@@ -220,7 +244,13 @@ class Core:
             monotonic=time.monotonic,
             chance=random.random,
             health_every_s=health_every_s,
+            scraped=self.reconciler.scraped,
+            probing=self.reconciler.probing,
         )
 
     def _publish(self, signals: Signals) -> None:
         self.link.broadcast("signals", msgspec.msgpack.encode(signals))
+
+
+def unix_ms() -> int:
+    return time.time_ns() // 1_000_000

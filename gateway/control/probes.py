@@ -10,6 +10,7 @@ question about usage costs tokens, which are counted in ``probe_tokens``. Not he
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 
 import msgspec
 
@@ -17,16 +18,18 @@ from gateway.control.capabilities import (
     ASKS,
     Caller,
     Fetch,
+    Probing,
     ask_health,
     ask_metrics,
     ask_models,
     ask_template,
     ask_usage,
+    unrecorded,
 )
 from gateway.link.messages import Signals
 from gateway.snapshot import Snapshot
 from gateway.wire.fetch import FetchFailed
-from routing.exposition import EngineCounters
+from routing.exposition import EngineCounters, Exposition
 from routing.signals import EndpointSignals
 from routing.topology import Endpoint, UsageMode
 
@@ -99,7 +102,8 @@ class _Watch:
 
 class Prober:
     """One per control process. ``targets`` gives the endpoints of now; ``publish`` gets all signals
-    whenever one of them changed. ``chance`` gives a float in [0, 1) for the jitter.
+    whenever one of them changed. ``chance`` gives a float in [0, 1) for the jitter. ``scraped`` is
+    told each scrape by the endpoint's URL; ``probing`` asks what costs tokens.
     """
 
     def __init__(
@@ -113,6 +117,8 @@ class Prober:
         chance: Callable[[], float],
         scrape_every_s: float = SCRAPE_EVERY_S,
         health_every_s: float = HEALTH_EVERY_S,
+        scraped: Callable[[str, Exposition], None] | None = None,
+        probing: Probing = unrecorded,
     ) -> None:
         self._targets = targets
         self._fetch = fetch
@@ -122,6 +128,8 @@ class Prober:
         self._chance = chance
         self._scrape_every_s = scrape_every_s
         self._health_every_s = health_every_s
+        self._scraped = scraped
+        self._probing = probing
         self._watches: dict[int, _Watch] = {}
         self._changed = asyncio.Event()
         #: Endpoint id -> (prompt, completion) tokens that our own questions cost there.
@@ -242,6 +250,8 @@ class Prober:
             watch.models_known = False
             watch.usage.clear()
         watch.counters = seen.counters
+        if self._scraped is not None:
+            self._scraped(watch.target.endpoint.url, seen)
         self._tell(
             watch,
             waiting=seen.waiting,
@@ -267,7 +277,8 @@ class Prober:
             self._tell(watch, template_tokens=added)
         for upstream in watch.unasked():
             watch.usage[upstream] = None  # asked: what was sent is not sent twice
-            found = await ask_usage(watch.caller, upstream)
+            url = watch.target.endpoint.url
+            found = await self._probing(url, partial(ask_usage, watch.caller, upstream))
             watch.usage[upstream] = found.mode
             endpoint_id = watch.target.endpoint.id
             prompt, completion = self.probe_tokens.get(endpoint_id, (0, 0))

@@ -176,6 +176,7 @@ class DemoEngine(Works):
             }
             answer.send(200, {"object": "list", "data": [shown]})
         elif path == "/metrics":
+            self.scrapes += 1
             answer.send(200, self._metrics().encode(), "text/plain; version=0.0.4")
         else:
             answer.send(404, {"detail": "Not Found"})

@@ -57,6 +57,7 @@ class Works:
         self.generation_tokens = 0
         self.finished = 0
         self.running = 0
+        self.scrapes = 0  # of its metrics, answered
         self._step_s = token_ms / 1000
 
     async def step(self, leaving: "asyncio.Future[None]") -> bool:

@@ -191,6 +191,31 @@ usage_quarantine = _table(
     Column("reason", Text, nullable=False, server_default=""),
     UniqueConstraint("request_id", "payload_hash"),
 )
+engine_points = Table(
+    "engine_points",
+    metadata,
+    Column("endpoint", Text, primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("point", Text, nullable=False),  # JSON of gateway.metering.reconcile.Point
+)
+engine_probes = _table(
+    "engine_probes",
+    Column("endpoint", Text, nullable=False),
+    Column("started_ms", BigInteger, nullable=False, index=True),
+    Column("ended_ms", BigInteger),
+    Column("prompt_tokens", BigInteger),
+    Column("completion_tokens", BigInteger),
+)
+reconciliations = _table(
+    "reconciliations",
+    Column("endpoint", Text, nullable=False),
+    Column("from_ms", BigInteger, nullable=False),
+    Column("to_ms", BigInteger, nullable=False, index=True),
+    Column("difference_tokens", BigInteger, nullable=False),
+    Column("first_point", Text, nullable=False),  # JSON, as above
+    Column("last_point", Text, nullable=False),
+    Column("report", Text, nullable=False),  # JSON of gateway.metering.reconcile.Report
+)
 
 contracts = _table(
     "contracts",

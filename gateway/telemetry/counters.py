@@ -1,8 +1,8 @@
 """Counters, gauges and histograms of one process: plain dicts, absolute values, sent to control.
 
 The control process sums them over data processes and renders them for Prometheus; a library's
-``labels().observe()`` would cost more than the rest of a chunk. Labels are bounded: model names and
-fixed words, never a key, a tenant or a path. This file is the list of every metric name.
+``labels().observe()`` would cost more than the rest of a chunk. Labels are bounded: model names,
+endpoints and fixed words, never a key, a tenant or a path. This file is the list of every metric name.
 """
 
 from bisect import bisect_left
@@ -28,6 +28,9 @@ HELP = {
     "tf_internal_errors_total": "Errors that are our own fault.",
     "tf_head_refusals_total": "Requests refused before any handler saw them, by reason.",
     "tf_snapshot_version": "Version of the snapshot held.",
+    "tf_reconcile_difference_tokens": "Tokens an engine counted that no record explains; 0 is well.",
+    "tf_reconcile_room_tokens": "Tokens within which answers cut short leave an engine's counters.",
+    "tf_reconcile_timestamp_seconds": "Until when an engine's counters were last reconciled.",
 }
 LABELS = {
     "tf_requests_total": ("outcome", "model"),
@@ -41,6 +44,9 @@ LABELS = {
     "tf_recounts_total": ("result",),
     "tf_unbilled_ms_total": ("model",),
     "tf_head_refusals_total": ("reason",),
+    "tf_reconcile_difference_tokens": ("endpoint", "kind"),
+    "tf_reconcile_room_tokens": ("endpoint", "kind"),
+    "tf_reconcile_timestamp_seconds": ("endpoint",),
 }
 #: Label values of one series travel as one string; no label value may hold this character.
 SEPARATOR = "\x1f"

@@ -2,16 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from gateway import identity
 from gateway.control.app import ControlDeps, build_app
 from gateway.loader import Loader
+from gateway.metering.reconcile import Explained, Range, Report
 from gateway.snapshot import Snapshot
-from gateway.store.database import Database
+from gateway.store import reconciliations
+from gateway.store.database import Database, open_database
 from gateway.store.ledger import insert_records
 from tests.support.applying import FULL, PEPPER, apply
 from tests.support.databases import database_url, db
@@ -20,6 +24,12 @@ from tests.support.records import FIELDS, record
 
 __all__ = ["database_url", "db", "postgres"]
 TOKEN = "tfo_secret"
+REPORT = Report(
+    endpoint="http://one", from_ms=0, to_ms=3_600_000, exact=True, attempts=2, probes=1,
+    engine_prompt=20, engine_generation=9, prompt=Range(20, 20), generation=Range(7, 8),
+    difference_prompt=0, difference_generation=1, with_room=1,
+    explained_by=(Explained("ab", "client_abort", Range(0, 0), Range(0, 1)),),
+)  # fmt: skip
 
 
 class Desk:
@@ -41,6 +51,7 @@ class Desk:
             ready=lambda: self.state,
             probe=self._probe,
             doctor=self._doctor,
+            reconcile=self._reconcile,
         )
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app=build_app(deps)),
@@ -62,6 +73,9 @@ class Desk:
 
     async def _doctor(self) -> list[Any]:
         return [{"check": "store", "severity": "ok"}]
+
+    async def _reconcile(self) -> list[Report]:
+        return [REPORT]
 
     async def post(self, path: str, body: object, status: int) -> Any:
         response = await self.http.post(f"/admin/v1/{path}", json=body)
@@ -262,3 +276,33 @@ async def test_limits_are_changed_by_path_and_listed(desk: Desk) -> None:
     assert "tokens_per_day" in said["detail"]
     await desk.post("limits", {"path": "gone", "limits": {"tokens_per_day": 1}}, 404)
     assert desk.changes == 1
+
+
+async def test_reconciliations_are_made_and_read_again(desk: Desk, db: Database) -> None:
+    response = await desk.http.post("/admin/v1/reconciliations")
+    [made] = response.json()["data"]
+    assert (made["from"], made["to"]) == ("1970-01-01T00:00:00.000Z", "1970-01-01T01:00:00.000Z")
+    assert made["generation"] == {"low": 7, "high": 8}
+    assert made["explained_by"][0]["reason"] == "client_abort"
+    await reconciliations.begin(db, "http://one", 0, "0")
+    row = {
+        "endpoint": "http://one", "from_ms": 0, "to_ms": 3_600_000, "difference_tokens": 1,
+        "first_point": "0", "last_point": "1", "report": msgspec.json.encode(REPORT).decode(),
+    }  # fmt: skip
+    await reconciliations.save(
+        db, endpoint="http://one", since_ms=0, at_ms=1, point="1", found=[row]
+    )
+    read = (await desk.http.get("/admin/v1/reconciliations?endpoint=http://one")).json()["data"]
+    assert read == [made]
+    assert (await desk.http.get("/admin/v1/reconciliations?limit=x")).status_code == 400
+
+
+async def test_a_database_that_is_away_is_a_503_in_one_sentence(tmp_path: Path) -> None:
+    away = open_database("postgresql://nobody@127.0.0.1:1/none", tmp_path)
+    desk = Desk(away)
+    for path in ("usage", "usage/records", "keys", "reconciliations"):
+        response = await desk.http.get(f"/admin/v1/{path}")
+        assert response.status_code == 503
+        assert response.json()["detail"] == "the database does not answer; try again"
+    await desk.http.aclose()
+    await away.close()

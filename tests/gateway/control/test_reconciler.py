@@ -1,0 +1,191 @@
+"""Moments of rest, lives of engines, probes on record, and differences that late records close."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gateway.control.capabilities import UsageFound
+from gateway.control.reconciler import Reconciler
+from gateway.store import reconciliations
+from gateway.store.database import Database, open_database
+from gateway.store.ledger import insert_records
+from quotas.record import AttemptEntry
+from routing.exposition import EngineCounters, Exposition
+from tests.support.records import record
+
+URL = "http://10.0.0.5:8000"
+START_MS = 1_000_000
+
+
+class Bench:
+    """A reconciler whose clock stands where a test puts it."""
+
+    def __init__(self, db: Database, folder: Path) -> None:
+        self.now_ms = START_MS
+        self.db = db
+        self.shipped = 0
+        self.reconciler = Reconciler(
+            db, folder, ship=self.ship, endpoint_name=lambda _: URL, unix_ms=lambda: self.now_ms
+        )
+        self._numbers = itertools.count(1)
+
+    async def ship(self) -> None:
+        self.shipped += 1
+
+    def look(self, prompt: int, generation: int, *, running: int = 0, life: float = 1.0) -> None:
+        counters = EngineCounters(prompt, generation, life)
+        seen = Exposition(waiting=0, running=running, counters=counters)
+        self.reconciler.scraped(URL, seen)
+
+    def rest(self, prompt: int, generation: int, *, life: float = 1.0) -> None:
+        """Two scrapes a second apart that say the same; then a second more."""
+        for _ in range(2):
+            self.look(prompt, generation, life=life)
+            self.now_ms += 1_000
+
+    async def answered(self, prompt: int, completion: int) -> None:
+        """A request of 200 ms, whole, in the ledger."""
+        began = self.now_ms
+        self.now_ms += 200
+        entry = AttemptEntry(1, URL, began, self.now_ms, 200, prompt, completion, 1)
+        made = record(next(self._numbers), attempts=(entry,), started_ms=began, total_ms=200)
+        await insert_records(self.db, [made])
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    db = open_database(None, tmp_path)
+    await db.migrate()
+    yield Bench(db, tmp_path)
+    await db.close()
+
+
+async def differences(bench: Bench) -> list[tuple[int, int]]:
+    found = await bench.reconciler.reconcile(patience_s=0)
+    return [(each.difference_prompt, each.difference_generation) for each in found]
+
+
+async def test_the_first_look_begins_and_the_next_judges_from_rest_to_rest(bench: Bench) -> None:
+    bench.rest(50, 7)
+    assert await differences(bench) == []
+    await bench.answered(10, 3)
+    bench.rest(60, 10)
+    [report] = await bench.reconciler.reconcile(patience_s=0)
+    assert report.exact
+    assert (report.engine_prompt, report.engine_generation, report.attempts) == (10, 3, 1)
+    assert bench.shipped == 2
+    assert await differences(bench) == []  # nothing was seen since
+
+
+async def test_a_counter_that_lies_by_one_is_published(bench: Bench) -> None:
+    bench.rest(0, 0)
+    await differences(bench)
+    await bench.answered(10, 3)
+    bench.rest(10, 4)
+    assert await differences(bench) == [(0, 1)]
+    gauges = bench.reconciler.gauges()
+    assert gauges["tf_reconcile_difference_tokens"] == {
+        f"{URL}\x1fprompt": 0,
+        f"{URL}\x1fgeneration": 1,
+    }
+
+
+async def test_a_record_that_comes_late_closes_the_difference(bench: Bench) -> None:
+    bench.rest(0, 0)
+    await differences(bench)
+    began_ms = bench.now_ms
+    bench.now_ms += 200
+    bench.rest(10, 3)
+    assert await differences(bench) == [(10, 3)]
+    after_ms, bench.now_ms = bench.now_ms, began_ms
+    await bench.answered(10, 3)
+    bench.now_ms = after_ms
+    bench.rest(10, 3)
+    assert await differences(bench) == [(0, 0)]
+    assert await reconciliations.unexplained(bench.db, 0) == []
+
+
+async def test_an_engine_that_began_anew_is_judged_from_its_birth(bench: Bench) -> None:
+    bench.rest(50, 7)
+    await differences(bench)
+    await bench.answered(10, 3)
+    bench.rest(60, 10)
+    birth_s = bench.now_ms / 1000
+    bench.now_ms += 1_000
+    await bench.answered(5, 2)
+    bench.rest(5, 2, life=birth_s)
+    assert await differences(bench) == [(0, 0), (0, 0)]
+
+
+async def test_an_engine_that_does_not_say_when_it_began_is_judged_from_the_next_look(
+    bench: Bench,
+) -> None:
+    bench.rest(50, 7, life=0)
+    await differences(bench)
+    bench.rest(5, 2, life=0)
+    assert await differences(bench) == [(0, 0)]  # the old life's end; the new one begins here
+    await bench.answered(4, 1)
+    bench.rest(9, 3, life=0)
+    assert await differences(bench) == [(0, 0)]
+
+
+async def test_another_control_process_that_was_first_keeps_its_point(
+    bench: Bench, tmp_path: Path
+) -> None:
+    bench.rest(0, 0)
+    await differences(bench)
+    other = Bench(bench.db, tmp_path)
+    other.now_ms = bench.now_ms
+    await bench.answered(10, 3)
+    other.now_ms = bench.now_ms
+    other.rest(10, 3)
+    bench.rest(10, 3)
+    assert await differences(other) == [(0, 0)]
+    assert all(pair == (0, 0) for pair in await differences(bench))
+
+
+async def test_what_runs_on_and_on_is_judged_with_room(bench: Bench) -> None:
+    bench.look(0, 0, running=1)
+    await differences(bench)
+    bench.now_ms += 5_000
+    await bench.answered(10, 3)
+    bench.look(10, 9, running=1)
+    [report] = await bench.reconciler.reconcile(patience_s=0)
+    assert not report.exact
+    assert report.difference_generation == 6  # nobody of ours can have made it
+    assert report.explained_by[0].reason == "on its way at a scrape"
+
+
+async def test_a_probe_is_on_record_before_it_is_asked_and_has_its_cost_after(bench: Bench) -> None:
+    seen = []
+
+    async def ask() -> UsageFound:
+        bench.now_ms += 100
+        seen.extend(await reconciliations.probes_between(bench.db, 0, bench.now_ms))
+        return UsageFound("continuous", 9, 1)
+
+    bench.rest(0, 0)
+    await differences(bench)
+    assert (await bench.reconciler.probing(URL, ask)).prompt_tokens == 9
+    assert [probe.prompt_tokens for probe in seen] == [None]
+    bench.rest(9, 1)
+    [report] = await bench.reconciler.reconcile(patience_s=0)
+    assert (report.probes, report.difference_prompt, report.difference_generation) == (1, 0, 0)
+
+
+async def test_an_engine_without_counters_is_left_alone(bench: Bench) -> None:
+    bench.reconciler.scraped(URL, Exposition(waiting=0, running=0))
+    assert await differences(bench) == []
+    assert bench.reconciler.gauges() == {}
+
+
+async def test_the_hourly_work_outlives_a_database_that_is_away(bench: Bench) -> None:
+    await bench.db.close()
+    running = asyncio.create_task(bench.reconciler.run())
+    await asyncio.sleep(0)
+    assert not running.done()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
