@@ -15,49 +15,50 @@ TICKS = 60_000
 #: Units and units a minute beyond which a level in ticks would leave a double's exact integers.
 MAX_UNITS = 10**11
 NEVER = -1
+#: The time of a bucket that nothing was ever taken from: so long ago that it is full.
+UNTOUCHED_MS = -(2**62)
 
 
 class Bucket:
-    """Mutable state: ``level`` ticks at ``at_ms``, under the limit's last known figures."""
+    """Mutable state: ``level`` ticks at ``at_ms``, under the limit's last known figures; ``full`` is
+    the capacity in ticks.
+    """
 
-    __slots__ = ("at_ms", "capacity", "level", "per_minute")
+    __slots__ = ("at_ms", "capacity", "full", "level", "per_minute")
 
-    def __init__(self, capacity: int, per_minute: int, now_ms: int) -> None:
+    def __init__(self, capacity: int, per_minute: int, now_ms: int = UNTOUCHED_MS) -> None:
         """Full: a bucket that nobody has touched."""
         self.capacity = capacity
         self.per_minute = per_minute
-        self.level = capacity * TICKS
+        self.level = self.full = capacity * TICKS
         self.at_ms = now_ms
 
     def advance(self, now_ms: int) -> int:
         """Let flow in what has by now; the level in ticks."""
         elapsed = now_ms - self.at_ms
         if elapsed > 0:
-            full = self.capacity * TICKS
-            level = self.level + elapsed * self.per_minute
-            self.level = min(level, full)
+            self.level = min(self.level + elapsed * self.per_minute, self.full)
         self.at_ms = now_ms
         return self.level
 
     def configure(self, capacity: int, per_minute: int, now_ms: int) -> int:
         """Advance, then go on under the figures given: a change is not retroactive.
 
-        What flowed in before now did so at the old rate; usage is kept and a surplus is cut.
+        What flowed in before now did so at the old rate; usage is kept and a surplus is cut. An
+        untouched bucket stays so, and full.
         """
-        level = self.advance(now_ms)
+        touched = self.at_ms != UNTOUCHED_MS
+        level = self.advance(now_ms) if touched else self.level
         if capacity != self.capacity or per_minute != self.per_minute:
             self.capacity = capacity
             self.per_minute = per_minute
-            full = capacity * TICKS
-            if level > full:
-                self.level = level = full
+            self.full = capacity * TICKS
+            self.level = level = min(level, self.full) if touched else self.full
         return level
 
     def add(self, units: int, now_ms: int) -> None:
         """Give back ``units`` (take, when negative), at the figures the bucket has."""
-        level = self.advance(now_ms) + units * TICKS
-        full = self.capacity * TICKS
-        self.level = min(level, full)
+        self.level = min(self.advance(now_ms) + units * TICKS, self.full)
 
 
 def fits(level: int, amount: int) -> bool:

@@ -15,6 +15,7 @@ import msgspec
 SKEW_MS = 300_000
 #: The end of a lifetime: the year 2286; still exact everywhere.
 FOREVER_MS = 9_999_999_999_999
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 WINDOWS = ("day", "week", "month", "lifetime")
 
 
@@ -43,7 +44,7 @@ def periods_at(window: str, unix_ms: int, zone: tzinfo = UTC) -> Periods:
     """
     if window == "lifetime":
         return LIFETIME
-    instant = datetime.fromtimestamp((unix_ms - SKEW_MS) / 1000, zone)
+    instant = datetime.fromtimestamp((unix_ms - SKEW_MS) // 1000, zone)
     first = _first_day(window, instant.date())
     second = _following(window, first)
     third = _following(window, second)
@@ -96,4 +97,4 @@ def _name(window: str, first: date) -> str:
 def _midnight_ms(day: date, zone: tzinfo) -> int:
     """The day's first instant; where clocks skip midnight, the instant they skip to."""
     midnight = datetime(day.year, day.month, day.day, tzinfo=zone)
-    return round(midnight.timestamp() * 1000)
+    return (midnight - EPOCH) // timedelta(milliseconds=1)

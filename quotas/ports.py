@@ -1,8 +1,13 @@
-"""The port behind which reservations live: reserve, settle, release, expire.
+"""The port behind which reservations live: reserve, settle, release, expire, inspect, rebuild.
 
 Every call names the ``tag`` (one per tenant: its keys share a hash slot) and a reservation id
 (the request id). ``reserve`` is one atomic step over all charges. ``settle`` and ``release`` are
 queued and acknowledged later through the callback, so that nothing is awaited after the answer.
+
+Rebuilding money after the store was lost (``Verdict.epoch`` is another than before, or a refusal
+says ``unbuilt``): ``epoch`` of the tag; every process holds its open requests again (``rehold``)
+and ships its journal; then ``seed`` the balance and budgets from SQL, with the ids that SQL has
+counted and whose settle is not acknowledged; from then on the tag admits.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +15,7 @@ from typing import Protocol
 
 import msgspec
 
-from quotas.limits import Charge, Verdict
+from quotas.limits import Charge, Inspection, Limit, Verdict
 
 
 class Settlement(msgspec.Struct, frozen=True, array_like=True):
@@ -28,6 +33,18 @@ class Settlement(msgspec.Struct, frozen=True, array_like=True):
     epoch: str
     charged: tuple[Charge, ...]
     billed: dict[str, int]
+
+
+class Seed(msgspec.Struct, frozen=True, array_like=True):
+    """What SQL knows of one level of money (or of any quota): the truth of what is settled.
+
+    ``level``: of a balance, its money in micro-units (negative = owed); of a quota, the units used
+    in period ``period_id``. Holds are the store's own and stay as they are.
+    """
+
+    limit: Limit
+    level: int
+    period_id: str = ""
 
 
 class QuotaStore(Protocol):
@@ -60,6 +77,48 @@ class QuotaStore(Protocol):
 
     def expire(self, tag: str, reservation_id: str) -> None:
         """Queue; frees concurrency and refunds nothing; a later settle still counts."""
+        ...
+
+    async def inspect(self, tag: str, charges: Sequence[Charge]) -> Inspection:
+        """What ``reserve`` would say now, and every level with its holders. Changes nothing.
+
+        Raises ``ReservationRefused`` for malformed charges and ``StoreUnavailable``.
+        """
+        ...
+
+    async def epoch(self, tag: str) -> str:
+        """The tag's epoch, begun now where it has none. Raises ``StoreUnavailable``."""
+        ...
+
+    async def seed(
+        self, tag: str, epoch: str, seeds: Sequence[Seed], counted: Sequence[str] = ()
+    ) -> bool:
+        """Set levels of money to what SQL says; the tag's money admits from here on.
+
+        ``counted``: reservation ids that ``seeds`` includes and whose settle may still arrive: it
+        will charge rates and no money. False: the tag is of another epoch, and nothing was done.
+        Raises ``StoreUnavailable``.
+        """
+        ...
+
+    async def adjust(
+        self, tag: str, epoch: str, adjustment_id: str, limit: Limit, delta: int
+    ) -> bool:
+        """Move a seeded balance by ``delta`` micro-units, once an id (24 h): a top-up, a reversal.
+
+        False: another epoch, or not seeded; the rebuild takes it from SQL. An id among ``counted``
+        of a later seed is known and moves nothing. Raises ``StoreUnavailable``.
+        """
+        ...
+
+    async def rehold(
+        self, tag: str, reservation_id: str, epoch: str, charges: Sequence[Charge], ttl_s: int
+    ) -> bool:
+        """Hold an open reservation again under the epoch, whatever the levels say; once.
+
+        False: another epoch, or the id has ended.
+        Raises ``ReservationRefused`` for malformed charges and ``StoreUnavailable``.
+        """
         ...
 
     def settle_lag_s(self) -> float:

@@ -6,17 +6,18 @@
     expired --settle---> settled       as above, but for the holds
     expired --release--> released
     unknown --release--> tombstone     a reserve that arrives later is refused
+    counted --settle---> settled       SQL's sum has its money already: rates are charged in full
 
 Every other step leaves everything as it is, so steps may be repeated and reordered. The two-phase
-transfer (pending, post, void) is TigerBeetle's. Not here: levels (``quotas.buckets``), keeping
-times (``quotas.store``).
+transfer (pending, post, void) is TigerBeetle's. Not here: levels (``quotas.buckets``,
+``quotas.tallies``), keeping times (``quotas.store``).
 """
 
 from collections.abc import Sequence
 from enum import StrEnum  # hashed by C, not by Python
 
 from quotas.errors import ReservationRefused
-from quotas.limits import Charge, Verdict
+from quotas.limits import MAX_EXACT, Charge, Limit
 
 
 class State(StrEnum):
@@ -25,6 +26,7 @@ class State(StrEnum):
     SETTLED = "settled"
     RELEASED = "released"
     TOMBSTONE = "tombstone"
+    COUNTED = "counted"
 
 
 class Step(StrEnum):
@@ -40,6 +42,7 @@ TABLE: dict[State, dict[Step, State]] = {
         Step.EXPIRE: State.EXPIRED,
     },
     State.EXPIRED: {Step.SETTLE: State.SETTLED, Step.RELEASE: State.RELEASED},
+    State.COUNTED: {Step.SETTLE: State.SETTLED},
     State.SETTLED: {},
     State.RELEASED: {},
     State.TOMBSTONE: {},
@@ -53,64 +56,68 @@ CHARGED_IN_FULL_MS = 86_400_000
 TOMBSTONE_MS = 86_400_000
 #: A process renews one lease a tag; without it its holds count no more.
 LEASE_MS = 30_000
-#: Nobody knows when another request ends.
-CONCURRENCY_RETRY_MS = 1_000
-
-Identity = tuple[str, str]
 
 
-class Reservation:
-    """Mutable by ``move`` alone. A tombstone has neither charges nor verdict."""
-
-    __slots__ = ("charges", "state", "verdict")
-
-    def __init__(
-        self, state: State, charges: tuple[Charge, ...] = (), verdict: Verdict | None = None
-    ) -> None:
-        self.state = state
-        self.charges = charges
-        self.verdict = verdict
-
-    def move(self, step: Step) -> State | None:
-        """The state it was in, when the step applies; None when the step changes nothing."""
-        before = self.state
-        after = TABLE[before].get(step)
-        if after is None:
-            return None
-        self.state = after
-        return before
+def after(state: State, step: Step) -> State | None:
+    """The state it moves to; None when the step changes nothing."""
+    return TABLE[state].get(step)
 
 
-def identity(charge: Charge) -> Identity:
-    """What one level is kept under: a scope has one level a dimension."""
-    return (charge.limit.scope, charge.limit.dimension)
+#: Scope, dimension, window.
+Identity = tuple[str, str, str]
 
 
-def check_charges(charges: Sequence[Charge]) -> None:
-    """Refuse what no single step can charge exactly: a limit named twice, a negative amount.
+def identity(limit: Limit) -> Identity:
+    """What one level is kept under: a scope has one level a dimension and window."""
+    return (limit.scope, limit.dimension, limit.window)
+
+
+def by_scope(limits: Sequence[Limit]) -> list[int]:
+    """Indexes with the limits of one scope together, scopes in the order of their first: among equal
+    waits, the first of these binds.
+    """
+    place = {scope: n for n, scope in enumerate(dict.fromkeys(limit.scope for limit in limits))}
+    return sorted(range(len(limits)), key=lambda i: place[limits[i].scope])
+
+
+def check_limits(limits: Sequence[Limit]) -> None:
+    """Refuse what no single step can charge exactly: a level named twice.
 
     Raises ``ReservationRefused``.
     """
-    names = {(charge.limit.scope, charge.limit.dimension) for charge in charges}
-    if len(names) != len(charges):
-        raise ReservationRefused("two charges of one reservation name the same scope and dimension")
-    if any(charge.amount < 0 for charge in charges):
-        raise ReservationRefused("a charge has a negative amount")
+    if len({identity(limit) for limit in limits}) != len(limits):
+        raise ReservationRefused("two charges of one reservation name the same level")
 
 
-def true_amounts(stored: Sequence[Charge], charged: Sequence[Charge]) -> list[int]:
-    """What each stored charge truly came to, in order.
+def check_amounts(amounts: Sequence[int]) -> None:
+    """Refuse negative amounts and what a script's doubles would round.
 
-    Matched by scope and dimension, else by dimension (its first); without a match the reserved
-    amount stands.
+    Raises ``ReservationRefused``.
     """
-    if len(stored) == len(charged):  # the common case: the same limits, in the same order
-        pairs = list(zip(stored, charged, strict=True))
-        if all(a.limit is b.limit or identity(a) == identity(b) for a, b in pairs):
-            return [charge.amount for charge in charged]
-    exact = {identity(charge): charge.amount for charge in charged}
+    if amounts and not 0 <= min(amounts) <= max(amounts) <= MAX_EXACT:
+        raise ReservationRefused("a charge's amount is negative or too large to be exact")
+
+
+def check_periods(charges: Sequence[Charge]) -> None:
+    """Refuse a quota's charge that does not say which periods may be charged.
+
+    Raises ``ReservationRefused``.
+    """
+    if any(each.limit.algorithm == "quota" and each.periods is None for each in charges):
+        raise ReservationRefused("a quota's charge names no periods")
+
+
+def true_amounts(
+    limits: Sequence[Limit], reserved: Sequence[int], charged: Sequence[Charge]
+) -> list[int]:
+    """What each reserved amount truly came to, in order.
+
+    Matched by scope, dimension and window, else by dimension (its first); without a match the
+    reserved amount stands.
+    """
+    exact = {identity(charge.limit): charge.amount for charge in charged}
     loose = {charge.limit.dimension: charge.amount for charge in reversed(charged)}
     return [
-        exact.get(identity(charge), loose.get(charge.limit.dimension, charge.amount))
-        for charge in stored
+        exact.get(identity(limit), loose.get(limit.dimension, amount))
+        for limit, amount in zip(limits, reserved, strict=True)
     ]

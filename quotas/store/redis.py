@@ -15,23 +15,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import hiredis
 import msgspec
 
 from quotas.errors import ReservationRefused, StoreUnavailable
-from quotas.limits import Charge, Level, Verdict
-from quotas.ports import Settlement
-from quotas.reservation import (
-    CHARGED_IN_FULL_MS,
-    CONCURRENCY_RETRY_MS,
-    ENDED_MS,
-    LEASE_MS,
-    TOMBSTONE_MS,
-    check_charges,
-)
+from quotas.limits import Charge, Gauge, Holder, Inspection, Level, Limit, Reason, Verdict
+from quotas.ports import Seed, Settlement
+from quotas.reservation import CHARGED_IN_FULL_MS, ENDED_MS, LEASE_MS, TOMBSTONE_MS
 from quotas.store.pipeline import Argument, Command, Pipeline, parse_url
+from quotas.store.specs import Spec, Specs, field
 
 RENEW_EVERY_S = LEASE_MS / 3000
 #: Leases of a tag are forgotten when nobody has renewed one for this long.
@@ -45,13 +39,12 @@ _LUA = Path(__file__).with_name("lua")
 
 
 class _Script:
-    """One step's source, led by the arithmetic that all of them share."""
+    """One step's source, led by the parts that it shares with others."""
 
     __slots__ = ("sha", "source")
 
-    def __init__(self, name: str) -> None:
-        shared = (_LUA / "levels.lua").read_text("utf-8")
-        self.source = f"{shared}\n{(_LUA / f'{name}.lua').read_text('utf-8')}".encode()
+    def __init__(self, *parts: str) -> None:
+        self.source = b"\n".join((_LUA / f"{part}.lua").read_bytes() for part in parts)
         self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
 
     def command(
@@ -62,12 +55,19 @@ class _Script:
         return (*how, len(keys), *keys, *arguments)
 
 
-RESERVE = _Script("reserve")
-SETTLE = _Script("settle")
-RELEASE = _Script("release")
-EXPIRE = _Script("expire")
-RENEW = _Script("renew")
-SCRIPTS = (RESERVE, SETTLE, RELEASE, EXPIRE, RENEW)
+RESERVE = _Script("levels", "judge", "reserve")
+INSPECT = _Script("levels", "judge", "inspect")
+REHOLD = _Script("levels", "judge", "rehold")
+SETTLE = _Script("levels", "moves", "settle")
+RELEASE = _Script("levels", "moves", "release")
+EXPIRE = _Script("levels", "moves", "expire")
+SEED = _Script("levels", "moves", "seed")
+ADJUST = _Script("levels", "adjust")
+EPOCH = _Script("levels", "epoch")
+RENEW = _Script("levels", "renew")
+SCRIPTS = (RESERVE, SETTLE, RELEASE, EXPIRE, RENEW, INSPECT, EPOCH, SEED, ADJUST, REHOLD)
+
+T = TypeVar("T")
 
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -116,6 +116,7 @@ class RedisStore:
         self._idle.set()
         self._retry: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
+        self._specs = Specs()
         self._holding: dict[str, set[str]] = {}  # tag -> own open reservations with holds
 
     async def start(self) -> None:
@@ -126,22 +127,24 @@ class RedisStore:
     async def reserve(
         self, tag: str, reservation_id: str, charges: Sequence[Charge], ttl_s: int
     ) -> Verdict:
-        check_charges(charges)
+        spec = self._specs.of(charges)
+        amounts = spec.amounts(charges)
         if not self._pipeline.connected:
             raise StoreUnavailable("the store is not connected")  # nothing sent, nothing to release
-        keys, entries = _entries(tag, reservation_id, charges)
         arguments = (
             self._nonce,
             self._owner,
+            reservation_id,
             ttl_s * 1000,
             LEASE_MS,
-            CONCURRENCY_RETRY_MS,
-            entries,
+            LEASES_KEPT_MS,
+            spec.packed,
+            amounts,
         )
-        if any(charge.limit.algorithm == "concurrency" and charge.amount for charge in charges):
+        if spec.holds(charges):
             self._holding.setdefault(tag, set()).add(reservation_id)
         try:
-            reply = await self._call(RESERVE, keys, arguments)
+            reply = await self._call(RESERVE, _keys(tag, reservation_id, spec.scopes), arguments)
         except (StoreUnavailable, asyncio.CancelledError):
             self.release(tag, reservation_id)
             raise
@@ -150,12 +153,75 @@ class RedisStore:
             self._let_go(tag, reservation_id)
         if reply[1] == -1:
             raise ReservationRefused("the id was ended before it was reserved")
-        return _verdict(reply)
+        return _verdict(reply, spec)
+
+    async def inspect(self, tag: str, charges: Sequence[Charge]) -> Inspection:
+        spec = self._specs.of(charges)
+        arguments = (self._owner, spec.packed, spec.amounts(charges))
+        reply = await self._call(INSPECT, _keys(tag, "", spec.scopes), arguments)
+        self._note_clock(reply)
+        gauges = [
+            _gauge(row, limit)
+            for row, limit in zip(
+                _in_order(cast("list[list[object]]", reply.pop()), spec),
+                [charge.limit for charge in charges],
+                strict=True,
+            )
+        ]
+        return Inspection(_verdict(reply, spec), tuple(gauges), self.clock_ms)
+
+    async def epoch(self, tag: str) -> str:
+        reply = await self._call(EPOCH, _keys(tag, ""), (self._nonce,))
+        return cast(bytes, reply[1]).decode()
+
+    async def seed(
+        self, tag: str, epoch: str, seeds: Sequence[Seed], counted: Sequence[str] = ()
+    ) -> bool:
+        flat: list[str | int] = []
+        for each in seeds:
+            limit = each.limit
+            flat += (limit.scope, field(limit), limit.algorithm, each.period_id, each.level)
+        arguments = (self._nonce, epoch, _pack(flat), _pack(list(counted)), CHARGED_IN_FULL_MS)
+        return (await self._call(SEED, _keys(tag, ""), arguments))[1] == 1
+
+    async def adjust(
+        self, tag: str, epoch: str, adjustment_id: str, limit: Limit, delta: int
+    ) -> bool:
+        arguments = (self._nonce, epoch, limit.scope, field(limit), delta, CHARGED_IN_FULL_MS)
+        return (await self._call(ADJUST, _keys(tag, adjustment_id), arguments))[1] == 1
+
+    async def rehold(
+        self, tag: str, reservation_id: str, epoch: str, charges: Sequence[Charge], ttl_s: int
+    ) -> bool:
+        spec = self._specs.of(charges)
+        arguments = (
+            self._nonce,
+            epoch,
+            self._owner,
+            reservation_id,
+            ttl_s * 1000,
+            LEASE_MS,
+            LEASES_KEPT_MS,
+            spec.packed,
+            spec.amounts(charges),
+        )
+        if spec.holds(charges):
+            self._holding.setdefault(tag, set()).add(reservation_id)
+        reply = await self._call(REHOLD, _keys(tag, reservation_id, spec.scopes), arguments)
+        return reply[1] == 1
 
     def settle(self, settlement: Settlement, done: Callable[[], None] | None = None) -> None:
         self._let_go(settlement.tag, settlement.reservation_id)
-        keys, entries = _entries(settlement.tag, settlement.reservation_id, settlement.charged)
-        arguments = (self._nonce, settlement.epoch, entries, ENDED_MS, CHARGED_IN_FULL_MS)
+        spec = self._specs.of(settlement.charged)
+        arguments = (
+            self._nonce,
+            settlement.epoch,
+            spec.packed,
+            spec.amounts(settlement.charged),
+            ENDED_MS,
+            CHARGED_IN_FULL_MS,
+        )
+        keys = _keys(settlement.tag, settlement.reservation_id, spec.scopes)
         self._queue(_Job(SETTLE, keys, arguments, done))
 
     def release(
@@ -167,7 +233,7 @@ class RedisStore:
 
     def expire(self, tag: str, reservation_id: str) -> None:
         self._let_go(tag, reservation_id)
-        self._queue(_Job(EXPIRE, _keys(tag, reservation_id), (), None))
+        self._queue(_Job(EXPIRE, _keys(tag, reservation_id), (self._nonce,), None))
 
     def settle_lag_s(self) -> float:
         oldest = next(iter(self._unacknowledged), None)
@@ -293,44 +359,54 @@ class RedisStore:
                 del self._holding[tag]
 
 
-def _keys(tag: str, reservation_id: str) -> list[str]:
-    return [f"tf:{{{tag}}}:epoch", f"tf:{{{tag}}}:r:{reservation_id}", f"tf:{{{tag}}}:leases"]
+def _keys(tag: str, reservation_id: str, scopes: Sequence[str] = ()) -> list[str]:
+    keys = [f"tf:{{{tag}}}:epoch", f"tf:{{{tag}}}:r:{reservation_id}", f"tf:{{{tag}}}:leases"]
+    keys += [f"tf:{{{tag}}}:s:{scope}" for scope in scopes]
+    return keys
 
 
-def _entries(tag: str, reservation_id: str, charges: Sequence[Charge]) -> tuple[list[str], bytes]:
-    """A step's keys, and its charges as the scripts read them: one flat list, six fields each.
-
-    The key tells a level's kind, scope and dimension, and so its identity.
-    """
-    keys = _keys(tag, reservation_id)
-    flat: list[str | int] = []
-    for charge in charges:
-        limit = charge.limit
-        kind = "b" if limit.algorithm == "bucket" else "h"
-        key = f"tf:{{{tag}}}:{kind}:{limit.scope}:{limit.dimension}"
-        keys.append(key)
-        flat += (
-            key,
-            limit.algorithm,
-            charge.amount,
-            limit.capacity,
-            limit.per_minute,
-            limit.dimension,
-        )
-    return keys, _pack(flat)
-
-
-def _verdict(reply: list[object]) -> Verdict:
-    _, admitted, epoch, binding, retry_after_ms, *levels = cast(
-        "tuple[int, int, bytes, int, int, int]", reply
+def _verdict(reply: list[object], spec: Spec) -> Verdict:
+    _, admitted, epoch, binding, retry_after_ms, reason, shadowed, *numbers = cast(
+        "tuple[int, int, bytes, int, int, bytes, bytes, int]", reply
     )
-    pairs = zip(levels[::2], levels[1::2], strict=True)
+    levels = [
+        Level(remaining, reset_ms)
+        for remaining, reset_ms in zip(numbers[::2], numbers[1::2], strict=True)
+    ]
+    if admitted == 1 and not shadowed:
+        return Verdict(True, tuple(_in_order(levels, spec)), epoch.decode())  # noqa: FBT003
+    rows = spec.rows
     return Verdict(
         admitted == 1,
-        tuple([Level(remaining, reset_ms) for remaining, reset_ms in pairs]),
+        tuple(_in_order(levels, spec)),
         epoch.decode(),
-        binding,
+        rows[binding] if binding >= 0 else -1,
         retry_after_ms,
+        cast(Reason, reason.decode()),
+        tuple(sorted(rows[int(row)] for row in shadowed.split())),
+    )
+
+
+def _in_order(rows: list[T], spec: Spec) -> list[T]:
+    return rows if spec.order is None else [rows[row] for row in spec.order]
+
+
+def _gauge(row: list[object], limit: Limit) -> Gauge:
+    used, held, balance, *holders = cast("tuple[int, int, bytes | None, object]", row)
+    if limit.algorithm == "balance":
+        return Gauge(used, held, None if balance is None else int(balance))
+    held_by = cast("list[bytes | int]", holders)
+    return Gauge(
+        used,
+        held,
+        holders=tuple(
+            [
+                Holder(cast(bytes, owner).decode(), cast(int, holds), cast(int, lease_ms))
+                for owner, holds, lease_ms in zip(
+                    held_by[::3], held_by[1::3], held_by[2::3], strict=True
+                )
+            ]
+        ),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from quotas.limits import Charge, Level, Limit
+from quotas.limits import Charge, Dimension, Level, Limit, Window
 from quotas.ports import Settlement
 
 
@@ -15,6 +15,21 @@ def bucket(
 
 def slots(scope: str = "t1", *, capacity: int = 2) -> Limit:
     return Limit(scope, f"scope {scope}", "concurrency", "concurrency", capacity, 0, 1)
+
+
+def quota(
+    scope: str = "t1",
+    dimension: Dimension = "tokens",
+    *,
+    capacity: int = 1000,
+    window: Window = "day",
+    shadow: bool = False,
+) -> Limit:
+    return Limit(scope, f"scope {scope}", dimension, "quota", capacity, 0, 1, window, shadow)
+
+
+def balance(scope: str = "t1", *, credit: int = 0) -> Limit:
+    return Limit(scope, f"scope {scope}", "money", "balance", credit, 0, 1, "now")
 
 
 def settlement(tag: str, reservation_id: str, epoch: str, *charged: Charge) -> Settlement:

@@ -2,23 +2,24 @@
 -- KEYS: epoch, reservation, leases. ARGV: nonce, ended_ms, tombstone_ms.
 -- Reply: {now_ms, 1 when it changed something}.
 
-local epoch = the_epoch(redis.call('GET', KEYS[1]), ARGV[1])
-local raw = redis.call('GET', KEYS[2])
-if not raw then
-  mark('tombstone', nil, ARGV[3])
+local got = redis.call('MGET', KEYS[1], KEYS[2])
+local epoch = the_epoch(got[1], ARGV[1])
+if not got[2] then
+  mark(KEYS[2], 'tombstone', nil, ARGV[3])
   return {now_ms, 1}
 end
 
-local reservation = cmsgpack.unpack(raw)
-if reservation.state ~= 'held' and reservation.state ~= 'expired' then return {now_ms, 0} end
-local entries = cmsgpack.unpack(reservation.entries)
-if reservation.state == 'held' then free(reservation, entries) end
-if reservation.epoch == epoch then
-  for i = 1, #entries, WIDTH do
-    if entries[i + 1] == 'bucket' and entries[i + 2] > 0 then
-      add(entries[i], entries[i + 2], entries[i + 3], entries[i + 4])
+local state, held_epoch, _, reply, held_spec, held_amounts, how = cmsgpack.unpack(got[2])
+if state ~= 'held' and state ~= 'expired' then return {now_ms, 0} end
+if held_epoch == epoch then
+  local spec = {cmsgpack.unpack(held_spec)}
+  local kinds = spec[4]
+  if state == 'expired' then
+    for n = 1, #kinds do
+      if kinds[n] == 'concurrency' then how[n] = 0 end
     end
   end
+  move(spec, cmsgpack.unpack(held_amounts), zeros(#kinds), how, epoch)
 end
-mark('released', reservation.reply, ARGV[2])
+mark(KEYS[2], 'released', reply, ARGV[2], epoch)
 return {now_ms, 1}

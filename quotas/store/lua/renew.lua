@@ -1,8 +1,10 @@
--- A living owner's lease of one tag. KEYS: epoch, reservation (unused), leases.
--- ARGV: owner, lease_ms, keep_ms. Owners whose lease ran out long ago are forgotten.
--- Reply: {now_ms, 1}.
+-- A living owner's lease of one tag. KEYS: epoch (names the tag), reservation (unused), leases.
+-- ARGV: owner, lease_ms, keep_ms. Owners whose lease ran out are forgotten. Reply: {now_ms, 1}.
 
-redis.call('ZADD', KEYS[3], int(now_ms + ARGV[2]), ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', int(now_ms - ARGV[2]))
-redis.call('PEXPIRE', KEYS[3], ARGV[3])
+local leases = leases_of(redis.call('GET', KEYS[3]))
+for owner, lives_to in pairs(leases) do
+  if lives_to <= now_ms then leases[owner] = nil end
+end
+leases[ARGV[1]] = now_ms + ARGV[2]
+redis.call('SET', KEYS[3], cmsgpack.pack(leases), 'PX', ARGV[3])
 return {now_ms, 1}

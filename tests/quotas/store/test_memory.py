@@ -13,8 +13,8 @@ async def test_ended_reservations_are_forgotten_beyond_the_ring(monkeypatch):
         verdict = await store.reserve("t1", f"r{n}", (Charge(bucket(), 1),), 60)
         store.settle(settlement("t1", f"r{n}", verdict.epoch, Charge(bucket(), 1)))
 
-    assert len(store._tags["t1"].reservations) == 10
-    assert store._deadlines == {}
+    assert len(store._tags["t1"].ended) == 10
+    assert store._tags["t1"].open == {}
 
 
 async def test_reservation_nobody_ends_is_dropped_in_time_and_refunds_nothing(monkeypatch):
@@ -29,11 +29,11 @@ async def test_reservation_nobody_ends_is_dropped_in_time_and_refunds_nothing(mo
     verdict = await store.reserve("t1", "probe", (Charge(bucket(), 0), Charge(slots(), 0)), 60)
 
     assert left(verdict.levels) == [601, 2]
-    assert "lost" not in store._tags["t1"].reservations
+    assert "lost" not in store._tags["t1"].open
 
 
 async def test_each_store_is_an_epoch_of_its_own():
-    assert MemoryStore().epoch != MemoryStore().epoch
+    assert await MemoryStore().epoch("t1") != await MemoryStore().epoch("t1")
 
 
 async def test_default_clock_runs():

@@ -1,9 +1,11 @@
 """What only the shared store has: owners and leases, outages, queued steps, keys, proofs of bounds."""
 
 import asyncio
+import json
 import random
 import time
 
+import msgspec
 import pytest
 
 import quotas.store.redis as redis_store
@@ -14,6 +16,19 @@ from tests.support.limits import bucket, left, settlement, slots
 from tests.support.until import until
 
 TENANT, KEY = bucket("t1"), bucket("k1")
+
+
+def leases(server, tag, **set_to):
+    """The tag's leases, as the scripts keep them; set first, where any are given."""
+    key = f"tf:{{{tag}}}:leases"
+    if set_to:
+        server.admin.set(key, msgspec.msgpack.encode(set_to))
+    read = "return cjson.encode(cmsgpack.unpack(redis.call('GET', KEYS[1])))"
+    return json.loads(server.admin.eval(read, 1, key))
+
+
+async def holders(store, tag, limit):
+    return (await store.inspect(tag, (Charge(limit, 1),))).gauges[0].holders
 
 
 @pytest.fixture
@@ -54,14 +69,14 @@ async def test_every_key_of_a_tenant_shares_its_hash_tag_and_all_but_the_epoch_e
         assert 0 < own_valkey.admin.pttl(f"tf:{{t7}}:r:{held}") <= 60_000
 
 
-async def test_bucket_key_lives_until_it_would_be_full_and_absent_is_full(valkey, opened, tag):
+async def test_scope_lives_until_its_buckets_are_full_and_absent_is_full(valkey, opened, tag):
     store = await opened(valkey)
     limit = bucket("k1", capacity=600, per_minute=60)
     await store.reserve(tag, "a", (Charge(limit, 600),), 60)
 
-    alive_ms = valkey.admin.pttl(f"tf:{{{tag}}}:b:k1:tokens")
+    alive_ms = valkey.admin.pttl(f"tf:{{{tag}}}:s:k1")
 
-    assert 600_000 < alive_ms <= 660_000
+    assert 600_000 < alive_ms <= 600_000 + 60_000 + 3_600_000
 
 
 async def test_holds_of_a_process_whose_lease_ran_out_go_free(valkey, opened, tag):
@@ -69,10 +84,10 @@ async def test_holds_of_a_process_whose_lease_ran_out_go_free(valkey, opened, ta
     assert (await dead.reserve(tag, "a", (Charge(slots(), 2),), 60)).admitted
     assert not (await alive.reserve(tag, "b", (Charge(slots(), 1),), 60)).admitted
 
-    valkey.admin.zadd(f"tf:{{{tag}}}:leases", {"dead": 1})
+    leases(valkey, tag, dead=1)
 
     assert (await alive.reserve(tag, "c", (Charge(slots(), 1),), 60)).admitted
-    assert valkey.admin.hkeys(f"tf:{{{tag}}}:h:t1:concurrency") == ["alive"]
+    assert [each.owner for each in await holders(alive, tag, slots())] == ["alive"]
 
 
 async def test_settle_of_a_pruned_hold_does_not_free_a_later_one_of_the_same_process(
@@ -80,7 +95,7 @@ async def test_settle_of_a_pruned_hold_does_not_free_a_later_one_of_the_same_pro
 ):
     frozen, other = await opened(valkey, "frozen"), await opened(valkey, "other")
     first = await frozen.reserve(tag, "old", (Charge(slots(), 1),), 60)
-    valkey.admin.zadd(f"tf:{{{tag}}}:leases", {"frozen": 1})
+    leases(valkey, tag, frozen=1)
     await other.reserve(tag, "b", (Charge(slots(), 1),), 60)  # prunes
     assert (await frozen.reserve(tag, "new", (Charge(slots(), 1),), 60)).admitted
 
@@ -95,28 +110,27 @@ async def test_lease_is_renewed_while_something_is_held_and_only_then(
 ):
     monkeypatch.setattr(redis_store, "RENEW_EVERY_S", 0.02)
     store = await opened(valkey)
-    leases = f"tf:{{{tag}}}:leases"
     await store.reserve(tag, "a", (Charge(slots(), 1), Charge(TENANT, 1)), 60)
-    valkey.admin.zadd(leases, {"o1": 5, "long dead": 5})
-    await until(lambda: valkey.admin.zscore(leases, "o1") > 5)
-    assert valkey.admin.zscore(leases, "long dead") is None
+    leases(valkey, tag, **{"o1": 5, "long dead": 5})
+    await until(lambda: leases(valkey, tag).get("o1", 0) > 5)
+    assert "long dead" not in leases(valkey, tag)
 
     store.release(tag, "a")
     assert await store.flush(2)
-    valkey.admin.zadd(leases, {"o1": 5})
+    leases(valkey, tag, o1=5)
     await asyncio.sleep(0.1)
 
-    assert valkey.admin.zscore(leases, "o1") == 5
+    assert leases(valkey, tag) == {"o1": 5}
 
 
 async def test_lease_is_renewed_as_soon_as_the_connection_is_back(own_valkey, opened):
     store = await opened(own_valkey)
     await store.reserve("t1", "a", (Charge(slots(), 1),), 60)
-    own_valkey.admin.zadd("tf:{t1}:leases", {"o1": 5})
+    leases(own_valkey, "t1", o1=5)
 
     own_valkey.admin.client_kill_filter(_type="normal", skipme=True)
 
-    await until(lambda: own_valkey.admin.zscore("tf:{t1}:leases", "o1") > 5)
+    await until(lambda: leases(own_valkey, "t1").get("o1", 0) > 5)
 
 
 async def test_refused_reservation_holds_no_lease(valkey, opened, tag):
@@ -140,11 +154,17 @@ async def test_backlog_leaves_room_for_admissions(valkey, opened, tag):
 async def test_clock_that_stepped_back_grants_nothing_and_does_not_freeze(valkey, opened, tag):
     store = await opened(valkey)
     limit = bucket("k1", capacity=100, per_minute=60_000)
-    key = f"tf:{{{tag}}}:b:k1:tokens"
+    key = f"tf:{{{tag}}}:s:k1"
     await store.reserve(tag, "a", (Charge(limit, 100),), 60)
     future_ms = store.clock_ms + 3_600_000
-    write = "return redis.call('SET', KEYS[1], struct.pack('>dddd', 0, ARGV[1], 100, 60000))"
-    read = "local _, at_ms = struct.unpack('>dddd', redis.call('GET', KEYS[1])) return at_ms"
+    write = (
+        "return redis.call('HSET', KEYS[1], 'minute:tokens', "
+        "struct.pack('>dddd', 0, ARGV[1], 100, 60000))"
+    )
+    read = (
+        "local _, at_ms = struct.unpack('>dddd', redis.call('HGET', KEYS[1], 'minute:tokens')) "
+        "return at_ms"
+    )
     valkey.admin.eval(write, 1, key, future_ms)
 
     refused = await store.reserve(tag, "b", (Charge(limit, 20),), 60)

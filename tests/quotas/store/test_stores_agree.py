@@ -121,8 +121,8 @@ def test_stores_agree_on_every_verdict_and_level(valkey):
             run_state_machine_as_test(
                 machine,
                 settings=settings(
-                    max_examples=120,
-                    stateful_step_count=60,
+                    max_examples=60,
+                    stateful_step_count=40,
                     deadline=None,
                     suppress_health_check=[HealthCheck.too_slow],
                 ),
