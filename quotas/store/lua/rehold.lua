@@ -40,14 +40,16 @@ for s = 1, #scopes do
       levels[n], holds, value = levels[n] - amount, true, cmsgpack.pack(state)
     elseif kind == 'balance' then
       state[2] = state[2] + amount
-      levels[n], value = levels[n] - amount, cmsgpack.pack(state)
+      if state[4] == 1 then levels[n] = levels[n] - amount end
+      value = cmsgpack.pack(state)
     elseif chosen[n] then
       local slot = begin_slot(state, chosen[n])
       if known and dims[n] ~= 'money' then -- what it held was taken as used when the epoch began
         state[slot + 1] = math.max(0, state[slot + 1] - amount)
       end
       state[slot + 2] = state[slot + 2] + amount
-      levels[n], value = levels[n] - amount, cmsgpack.pack(state)
+      if dims[n] ~= 'money' or state[8] == 1 then levels[n] = levels[n] - amount end
+      value = cmsgpack.pack(state)
     end
     if value then fields[#fields + 1], fields[#fields + 2] = names[n], value end
     if not known then

@@ -2,12 +2,13 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
+from quotas.calendar import Periods
 from quotas.limits import Charge, Verdict
-from quotas.ports import QuotaStore
+from quotas.ports import QuotaStore, Seed
 from quotas.store.memory import MemoryStore
 from quotas.store.redis import RedisStore
 from tests.support.valkey import Valkey, own_valkey, valkey
@@ -46,6 +47,20 @@ class Rig:
     async def settled(self) -> None:
         assert await self.store.flush(3.0)
 
+    def clock_ms(self) -> int:
+        raise NotImplementedError
+
+    def periods(self, ends_in_ms: int = 60_000) -> Periods:
+        """A period that ends so soon, and the next."""
+        ends_ms = self.clock_ms() + ends_in_ms
+        return Periods("p1", ends_ms - 86_400_000, ends_ms, "p2", ends_ms + 86_400_000)
+
+    async def seeded(self, *seeds: Seed, counted: Sequence[str] = ()) -> str:
+        """The tag's epoch, with its money seeded."""
+        epoch = await self.store.epoch(self.tag)
+        assert await self.store.seed(self.tag, epoch, seeds, counted)
+        return epoch
+
     async def wait(self, ms: int) -> None:
         raise NotImplementedError
 
@@ -58,6 +73,9 @@ class MemoryRig(Rig):
         super().__init__(tag)
         self.now_ms = 1_000_000
         self.store = MemoryStore(lambda: self.now_ms)
+
+    def clock_ms(self) -> int:
+        return self.now_ms
 
     async def wait(self, ms: int) -> None:
         self.now_ms += ms
@@ -74,12 +92,15 @@ class RedisRig(Rig):
         self.server = server
         self.store = store
 
+    def clock_ms(self) -> int:
+        seconds, micros = self.server.admin.time()
+        return seconds * 1000 + micros // 1000
+
     async def wait(self, ms: int) -> None:
         """Until the server's clock is ``ms`` past its last reply to the store."""
         until_ms = self.store.clock_ms + ms
         while True:
-            seconds, micros = self.server.admin.time()
-            missing_ms = until_ms - (seconds * 1000 + micros // 1000)
+            missing_ms = until_ms - self.clock_ms()
             if missing_ms <= 0:
                 return
             await asyncio.sleep(missing_ms / 1000)
