@@ -237,8 +237,12 @@ async def test_recorded_streams_lose_only_the_usage_that_was_not_asked_for(name,
             wanted.append(frame)
         elif not final:
             wanted.append(re.sub(rb',"usage":\{[^{}]*\}', b"", frame))
-    for size in (1, 7, 64, 1000, len(recorded)):
-        parts = [recorded[at : at + size] for at in range(0, len(recorded), size)]
+    sizes = (1, 7, 64, 1000, len(recorded))
+    events = re.split(rb"(?<=\n\n)", recorded)  # as vLLM sends it: an event a chunk, a chunk a read
+    for parts in (
+        events,
+        *([recorded[at : at + n] for at in range(0, len(recorded), n)] for n in sizes),
+    ):
         bench = Bench(kept=kept, prompts=2).feed(SSE, *(chunked(part) for part in parts), END)
 
         assert bench.body == b"".join(wanted)
@@ -611,7 +615,7 @@ async def test_bytes_after_done_end_the_trust_in_the_connection():
 
 # -- anything at all ----------------------------------------------------------------------------
 
-GOOD = SSE + chunked(token("a"), b": c\n\n", token("b", 2), DONE) + END
+GOOD = SSE + chunked(token("a"), b": c\n\n", *(token("b", made) for made in (2, 3, 4)), DONE) + END
 PIECES = st.sampled_from(
     [
         b"", b"\r\n", b"\n", b"\n\n", b"\0", b"0\r\n\r\n", b"data: ", b"data: {}\n\n", b"[DONE]",
@@ -634,9 +638,13 @@ def spoilt(draw):
 
 
 @settings(max_examples=300, deadline=None)
-@given(spoilt(), cuts, st.booleans())
+@given(spoilt(), st.one_of(cuts, st.none()), st.booleans())
 async def test_whatever_an_engine_says_it_ends_and_nothing_is_raised(wire, read_cuts, stream):
-    bench = Bench(stream=stream, names=("up", "public")).feed(*cut_at(wire, read_cuts)).close()
+    if read_cuts is None:  # as vLLM sends it: a chunk a read
+        reads = [read for read in re.split(rb"(?<=\n\n\r\n)", wire) if read]
+    else:
+        reads = cut_at(wire, read_cuts)
+    bench = Bench(stream=stream, names=("up", "public")).feed(*reads).close()
 
     assert bench.outcome is not None
     if isinstance(bench.outcome, Failed):
@@ -647,3 +655,18 @@ async def test_whatever_an_engine_says_it_ends_and_nothing_is_raised(wire, read_
         assert ended_well == (b"[DONE]" in bench.body.rpartition(b"data: ")[2])
         if not ended_well:
             error_of(bench.body[bench.body.rindex(b"data: ") :])
+
+
+@settings(max_examples=200, deadline=None)
+@given(spoilt())
+async def test_the_short_way_and_the_long_way_say_the_same(wire):
+    """A chunk a read may be taken in one step; the same bytes cut elsewhere never are."""
+    short = [read for read in re.split(rb"(?<=\n\n\r\n)", wire) if read]
+    one = Bench(names=("up", "public")).feed(*short).close()
+    other = Bench(names=("up", "public")).feed(
+        *(wire[at : at + 3] for at in range(0, len(wire), 3))
+    )
+    other.close()
+
+    assert (one.body, one.outcome) == (other.body, other.outcome)
+    assert (one.fold.prompt, one.fold.completion) == (other.fold.prompt, other.fold.completion)
