@@ -300,7 +300,9 @@ class Inference:
     ) -> Exception | None:
         """Forward until an engine answers, or nobody can. Gives the error for the client, if any."""
         pool = self._snapshot.pools.get(exchange.model.pool_id)
-        budget = self._budgets.setdefault(exchange.model.pool_id, RetryBudget())
+        budget = self._budgets.get(exchange.model.pool_id)
+        if budget is None:
+            budget = self._budgets[exchange.model.pool_id] = RetryBudget()
         budget.note_request(self._monotonic())
         tried: tuple[int, ...] = ()
         free_retries = 0

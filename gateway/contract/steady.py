@@ -24,6 +24,10 @@ EVENT_ENDS = b"}\n\n\r\n"
 SIZE_LINES = [b"%x\r\n" % size for size in range(BYTES_MAX + 1)]
 
 
+#: The same line's digits as engines write them, to the payload's bytes.
+SIZE_OF = {line[:-2]: size for size, line in enumerate(SIZE_LINES) if size}
+
+
 def _beginnings() -> list[bytes]:
     r"""How a read of each length begins if it is one chunk, of one event; b"\\n" where none can be."""
     found = [b"\n"] * (BYTES_MAX + 1)
@@ -38,8 +42,8 @@ BEGINNINGS = _beginnings()
 
 
 class Steady:
-    """One per stream. ``take`` gives what goes to the client, and leaves the counts it carried in
-    ``prompt`` and ``completion``; None: not taken.
+    """One per stream. ``take`` and ``take_each`` give what goes to the client, and leave the counts
+    it carried in ``prompt`` and ``completion``.
 
     ``cuts_usage``: the client did not ask for it. ``names``: (upstream, public) model where they
     differ. The bytes up to the model's name hardly change within a stream: they are kept as they
@@ -66,7 +70,25 @@ class Steady:
         self.prompt = 0
         self.completion = 0
 
+    def take_each(self, data: bytes) -> tuple[list[bytes], int]:
+        """The chunks at the beginning of a read that can be taken, and the bytes they were."""
+        taken: list[bytes] = []
+        at = 0
+        while True:
+            line_end = data.find(b"\r\n", at, at + 6)
+            size = SIZE_OF.get(data[at:line_end]) if line_end > 0 else None
+            if size is None:
+                break
+            end = line_end + size + 4
+            out = self.take(data[at:end])
+            if out is None:
+                break
+            taken.append(out)
+            at = end
+        return taken, at
+
     def take(self, data: bytes) -> bytes | None:
+        """A read that is one chunk; None: not taken."""
         length = len(data)
         if length > BYTES_MAX:
             return None

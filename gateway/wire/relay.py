@@ -175,20 +175,25 @@ class Relay:
         elif not self._stream:
             self._commit()
 
-    def take_chunk(self, data: bytes) -> bool:
-        """The steady state: a read that begins at a chunk's first byte, taken whole or not at all."""
+    def take_chunks(self, data: bytes) -> int:
+        """The steady state: a read that begins at a chunk's first byte, or several of its chunks;
+        the bytes that were taken. The rest goes the long way.
+        """
         steady = self._steady
         if steady is None:
-            return False
-        out = steady.take(data)
+            return 0
+        out, taken, events = steady.take(data), len(data), 1
         if out is None:
-            return False
+            outs, taken = steady.take_each(data)
+            if not outs:
+                return 0
+            out, events = b"".join(outs), len(outs)
         self._fold.prompt = steady.prompt
         self._fold.completion = steady.completion
         self._on_counts()
         self._reply.write_chunk(out)
-        self.on_chunk(1)
-        return True
+        self.on_chunk(events)
+        return taken
 
     def on_body(self, data: bytes) -> None:
         if self.outcome.done():

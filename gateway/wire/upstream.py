@@ -51,9 +51,11 @@ class Receiver(Protocol):
 
 
 class ChunkTaker(Receiver, Protocol):
-    """A receiver that may take a read unparsed which begins with a chunk. False: not this one."""
+    """A receiver that may take whole chunks unparsed, from a read that begins with one: how many
+    bytes it took.
+    """
 
-    def take_chunk(self, data: bytes) -> bool: ...
+    def take_chunks(self, data: bytes) -> int: ...
 
 
 class Upstream(asyncio.Protocol):
@@ -80,7 +82,7 @@ class Upstream(asyncio.Protocol):
         self._poll: select.poll | None = None
         self._refused = ""  # why this response is not to be had
         self._closes = False  # HTTP/1.0, or it said that it closes
-        self._taker: Callable[[bytes], bool] | None = None
+        self._taker: Callable[[bytes], int] | None = None
         self._at_chunk = False  # the next byte is the first of a chunk
         self._body_end = b""  # of the last body bytes
 
@@ -111,7 +113,7 @@ class Upstream(asyncio.Protocol):
         self._refused = ""
         self._headers = []
         self._body_end = b""
-        self._taker = getattr(receiver, "take_chunk", None)
+        self._taker = getattr(receiver, "take_chunks", None)
         self._at_chunk = False
         if not self.alive:
             asyncio.get_running_loop().call_soon(self._cut, "the connection had closed")
@@ -139,9 +141,12 @@ class Upstream(asyncio.Protocol):
         self.transport = cast("Transport", transport)  # uvloop's is none by name
 
     def data_received(self, data: bytes) -> None:
-        if self._at_chunk and self._taker is not None and self._taker(data):
-            return
-        self._at_chunk = False
+        if self._at_chunk and self._taker is not None:
+            taken = self._taker(data)
+            if taken == len(data):
+                return
+            data = data[taken:]
+            self._at_chunk = False
         if self._receiver is None or self._parser is None:
             self.abort()  # nobody asked: this socket is not trusted with a request
             return
