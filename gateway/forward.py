@@ -14,7 +14,7 @@ from gateway.engines import Engine, Engines
 from gateway.errors import normalise_engine_error
 from gateway.exchange import Exchange
 from gateway.metering.board import Slot
-from gateway.telemetry.counters import Counters
+from gateway.telemetry.counters import Counters, Histogram
 from gateway.wire.deadlines import Wheel
 from gateway.wire.dial import ConnectFailed
 from gateway.wire.relay import Ended, Failed, Relay, UsageKept
@@ -94,9 +94,9 @@ class Forwarder:
             transcribe = mode != "continuous" or not call.streams
             number = exchange.dispatch(endpoint, self._unix_ms(), transcribe=transcribe)
             slot.dispatched(number, endpoint.id)
-            relay = call.relay = self._relay(call, slot, number, engine, headers)
-            watch = self._watch(call, relay)
-            relay.on_chunk = self._on_chunk(exchange, watch)
+            progress = _Progress(exchange, slot, number, self._monotonic, self._gaps)
+            relay = call.relay = self._relay(call, progress, engine, headers)
+            watch = progress.watch = self._watch(call, relay)
             relay.attach(upstream)
             upstream.send(head, body, relay)
             try:
@@ -146,39 +146,30 @@ class Forwarder:
             else None,
         )
 
-    def _relay(
-        self, call: Call, slot: Slot, number: int, engine: Engine, headers: Headers
-    ) -> Relay:
+    def _relay(self, call: Call, progress: "_Progress", engine: Engine, headers: Headers) -> Relay:
         envelope, exchange = call.envelope, call.exchange
         assert envelope is not None
         assert exchange is not None
-        fold = exchange.fold
         model = exchange.model
         kept: UsageKept = "none"
         if envelope.include_usage:
             kept = "all" if envelope.continuous_usage else "final"
-
-        def on_commit() -> None:
-            exchange.commit(self._monotonic())
-
-        def on_counts() -> None:
-            if fold.prompt is not None:
-                slot.progress(number, fold.prompt, fold.completion or 0)
-
-        return Relay(
+        relay = Relay(
             reply=call.reply,
-            fold=fold,
+            fold=exchange.fold,
             stream=envelope.stream,
             usage_kept=kept,
             names=(model.upstream, model.name) if model.upstream != model.name else None,
             headers=headers,
-            on_commit=on_commit,
-            on_counts=on_counts,
+            on_commit=progress.on_commit,
+            on_counts=progress.on_counts,
             release=engine.pool.give_back,
             error_of=lambda status, body: normalise_engine_error(
                 status, body, model.upstream, model.name
             ),
         )
+        relay.on_chunk = progress.on_chunk
+        return relay
 
     def _watch(self, call: Call, relay: Relay) -> Watch:
         envelope, exchange = call.envelope, call.exchange
@@ -202,23 +193,61 @@ class Forwarder:
             on_silence=relay.ping,
         )
 
-    def _on_chunk(self, exchange: Exchange, watch: Watch) -> Callable[[int], None]:
+
+class _Progress:
+    """What a relay tells of one attempt, on its way into exchange, slot and watch.
+
+    One object with slots and not closures: it is touched at every chunk of every stream, and each
+    cell of a closure is memory of its own that a thousand streams do not keep warm.
+    """
+
+    __slots__ = (
+        "_exchange",
+        "_fold",
+        "_gaps",
+        "_last_s",
+        "_monotonic",
+        "_number",
+        "_slot",
+        "watch",
+    )
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        slot: Slot,
+        number: int,
+        monotonic: Callable[[], float],
+        gaps: Histogram,
+    ) -> None:
+        self._exchange = exchange
+        self._fold = exchange.fold
+        self._slot = slot
+        self._number = number
+        self._monotonic = monotonic
+        self._gaps = gaps
+        self._last_s = 0.0
+        self.watch: Watch | None = None
+
+    def on_commit(self) -> None:
+        self._exchange.commit(self._monotonic())
+
+    def on_counts(self) -> None:
+        fold = self._fold
+        if fold.prompt is not None:
+            self._slot.progress(self._number, fold.prompt, fold.completion or 0)
+
+    def on_chunk(self, events: int) -> None:
         """Runs after bytes of the answer were handed to the client's socket."""
-        last_s = 0.0
-        fold = exchange.fold
-        monotonic, observe, chunk = self._monotonic, self._gaps.observe, watch.chunk
-
-        def on_chunk(events: int) -> None:
-            nonlocal last_s
-            if not events:
-                return  # comments: the engine lives, and makes nothing
-            now_s = monotonic()
-            if last_s:
-                observe(now_s - last_s)
-            last_s = now_s
-            exchange.frames += events
-            if fold.completion or fold.completion is None:
-                exchange.delivered = True
-            chunk()
-
-        return on_chunk
+        if not events:
+            return  # comments: the engine lives, and makes nothing
+        now_s = self._monotonic()
+        if self._last_s:
+            self._gaps.observe(now_s - self._last_s)
+        self._last_s = now_s
+        exchange, fold = self._exchange, self._fold
+        exchange.frames += events
+        if fold.completion or fold.completion is None:
+            exchange.delivered = True
+        if self.watch is not None:
+            self.watch.chunk()

@@ -44,7 +44,7 @@ from loadtests.rig import (
 CHUNKS = 200
 IDLE_STREAMS = 1000
 #: Backlog of the control process (shipping records) may last so long before the next case.
-QUIET_S = 20.0
+QUIET_S = 5.0
 Result = dict[str, object]
 
 

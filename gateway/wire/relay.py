@@ -89,6 +89,30 @@ class Relay:
     engine's error into words that a caller may read.
     """
 
+    __slots__ = (
+        "_done",
+        "_error_of",
+        "_fold",
+        "_headers",
+        "_headers_out",
+        "_names",
+        "_on_commit",
+        "_on_counts",
+        "_parts",
+        "_parts_bytes",
+        "_release",
+        "_reply",
+        "_splitter",
+        "_status",
+        "_steady",
+        "_stream",
+        "_upstream",
+        "_usage_kept",
+        "committed",
+        "on_chunk",
+        "outcome",
+    )
+
     def __init__(
         self,
         *,

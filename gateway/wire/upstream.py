@@ -61,6 +61,30 @@ class ChunkTaker(Receiver, Protocol):
 class Upstream(asyncio.Protocol):
     """``reusable`` once a response ended cleanly. ``idle_since_s`` is the pool's."""
 
+    __slots__ = (
+        "_any_byte",
+        "_at_chunk",
+        "_beside",
+        "_beyond",
+        "_body_end",
+        "_chunked",
+        "_closes",
+        "_complete",
+        "_framed",
+        "_head_done",
+        "_header_bytes",
+        "_headers",
+        "_keep",
+        "_parser",
+        "_poll",
+        "_receiver",
+        "_refused",
+        "_taker",
+        "alive",
+        "idle_since_s",
+        "served",
+        "transport",
+    )
     transport: Transport
 
     def __init__(self) -> None:
