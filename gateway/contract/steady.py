@@ -20,6 +20,7 @@ USAGE = b'"usage":{'
 ERROR = b'"error"'
 EVENT_BEGINS = b"data: {"
 EVENT_ENDS = b"}\n\n\r\n"
+ENDS_BYTES = len(EVENT_ENDS)
 #: "14a\r\n" for a payload of that many bytes.
 SIZE_LINES = [b"%x\r\n" % size for size in range(BYTES_MAX + 1)]
 
@@ -28,13 +29,15 @@ SIZE_LINES = [b"%x\r\n" % size for size in range(BYTES_MAX + 1)]
 SIZE_OF = {line[:-2]: size for size, line in enumerate(SIZE_LINES) if size}
 
 
-def _beginnings() -> list[bytes]:
-    r"""How a read of each length begins if it is one chunk, of one event; b"\\n" where none can be."""
-    found = [b"\n"] * (BYTES_MAX + 1)
+def _beginnings() -> list[tuple[bytes, int]]:
+    """How a read of each length begins if it is one chunk of one event, and where its event does;
+    a line end where none can be.
+    """
+    found = [(b"\n", 0)] * (BYTES_MAX + 1)
     for size, line in enumerate(SIZE_LINES):
         whole = len(line) + size + 2
         if whole <= BYTES_MAX:
-            found[whole] = line + EVENT_BEGINS
+            found[whole] = (line + EVENT_BEGINS, len(line))
     return found
 
 
@@ -52,10 +55,12 @@ class Steady:
 
     __slots__ = (
         "_before",
+        "_before_bytes",
         "_cuts_usage",
         "_new",
         "_old",
         "_renamed",
+        "_renamed_bytes",
         "completion",
         "prompt",
     )
@@ -66,7 +71,8 @@ class Steady:
         if names is not None:
             self._old, self._new = model_pair(names[0]), model_pair(names[1])
         self._before = b""  # from the event's first byte to the end of its model
-        self._renamed = b""
+        self._renamed = b""  # the same with the public name, which may be the longer one
+        self._before_bytes = self._renamed_bytes = 0
         self.prompt = 0
         self.completion = 0
 
@@ -92,12 +98,11 @@ class Steady:
         length = len(data)
         if length > BYTES_MAX:
             return None
-        beginning = BEGINNINGS[length]
+        beginning, begin = BEGINNINGS[length]
         if not data.startswith(beginning):
             return None
         usage = data.rfind(USAGE)
         found = ENDING.match(data, usage - 3) if usage > 0 else None
-        begin = len(beginning) - len(EVENT_BEGINS)
         if (
             found is None
             or data.find(b"\n", begin) != length - 4
@@ -107,24 +112,20 @@ class Steady:
             return None
         out = data
         if self._old:
-            if not self._before or not data.startswith(self._before, begin):
+            if not data.startswith(self._before, begin) or not self._before:
                 at = data.find(self._old, begin)
                 if at < 0:
                     return None
-                self._before = data[begin : at + len(self._old)]
-                self._renamed = data[begin:at] + self._new
-            rest = begin + len(self._before)
-            end = usage - 1 if self._cuts_usage else length - len(EVENT_ENDS)
-            middle = data[rest:end]
-            size = len(self._renamed) + len(middle) + 3
-            out = b"".join((_size_line(size), self._renamed, middle, EVENT_ENDS))
+                after = at + len(self._old)
+                self._before, self._renamed = data[begin:after], data[begin:at] + self._new
+                self._before_bytes, self._renamed_bytes = after - begin, len(self._renamed)
+            rest = begin + self._before_bytes
+            end = usage - 1 if self._cuts_usage else length - ENDS_BYTES
+            size = self._renamed_bytes + end - rest + 3
+            line = SIZE_LINES[size] if size <= BYTES_MAX else b"%x\r\n" % size
+            out = b"".join((line, self._renamed, data[rest:end], EVENT_ENDS))
         elif self._cuts_usage:
             out = b"".join((SIZE_LINES[usage + 2 - begin], data[begin : usage - 1], EVENT_ENDS))
         self.prompt = int(found[1])
         self.completion = int(found[2])
         return out
-
-
-def _size_line(size: int) -> bytes:
-    """A public name may be longer than the one it stands for."""
-    return SIZE_LINES[size] if size <= BYTES_MAX else b"%x\r\n" % size
