@@ -11,6 +11,7 @@ checksum, payload) is the write-ahead log's, as in LevelDB's log format, without
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from struct import Struct
+from typing import Protocol
 from zlib import crc32
 
 import msgspec
@@ -22,6 +23,12 @@ _CRC = Struct("<I")
 FRAME_HEAD_BYTES = _HEAD.size + _CRC.size
 PAYLOAD_BYTES_MAX = 1 << 20
 FRAME_BYTES_MAX = FRAME_HEAD_BYTES + PAYLOAD_BYTES_MAX
+
+
+class Buffer(Protocol):
+    """Bytes that may be stored into: a mapped segment."""
+
+    def __setitem__(self, at: slice, data: bytes, /) -> None: ...
 
 
 class FrameKind(IntEnum):
@@ -51,6 +58,15 @@ class Release(msgspec.Struct, frozen=True, array_like=True):
 def pack_frame(kind: int, sequence: int, payload: bytes) -> bytes:
     head = _HEAD.pack(MAGIC, VERSION, kind, len(payload), sequence)
     return head + _CRC.pack(crc32(payload, crc32(head))) + payload
+
+
+def pack_frame_into(buffer: Buffer, at: int, kind: int, sequence: int, payload: bytes) -> None:
+    """The same frame, stored at ``at``; the head last, so that a frame cut off there has none."""
+    length = len(payload)
+    head = _HEAD.pack(MAGIC, VERSION, kind, length, sequence)
+    begin = at + FRAME_HEAD_BYTES
+    buffer[begin : begin + length] = payload
+    buffer[at:begin] = head + _CRC.pack(crc32(payload, crc32(head)))
 
 
 def pack_marks(sequences: Iterable[int]) -> bytes:

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from gateway.store import schema
 from gateway.store.migrations import HEAD
+from gateway.store.postgres import driver_url
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 #: PostgreSQL: one migrator at a time; any constant of our own will do.
@@ -82,17 +83,20 @@ class Database:
 
 
 def open_database(url: str | None, data_dir: Path | str) -> Database:
-    """No connection is made yet. Raises ``ValueError`` for a URL of another kind."""
+    """No connection is made yet. Raises ``ValueError`` for a URL of another kind, or with a word in
+    it that is not known.
+    """
     if url is None:
         engine = create_async_engine(f"sqlite+aiosqlite:///{Path(data_dir) / 'gateway.db'}")
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return Database(engine)
-    scheme, separator, rest = url.partition("://")
+    scheme, separator, _ = url.partition("://")
     if not separator or scheme.partition("+")[0] not in ("postgres", "postgresql"):
         raise ValueError(f"database_url: expected postgresql://..., got {scheme}://...")
+    made, arguments = driver_url(url)
     return Database(
-        create_async_engine(f"postgresql+asyncpg://{rest}", pool_size=5, pool_pre_ping=True)
+        create_async_engine(made, connect_args=arguments, pool_size=5, pool_pre_ping=True)
     )
 
 
