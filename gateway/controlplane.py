@@ -92,6 +92,9 @@ class ControlPlane:
             version=core.feed.on_version,
             counters=self._on_counters,
             read=core.reads.on_read,
+            explained=core.explanations.on_explained,
+            balances=core.balances.on_asked,
+            reheld=core.balances.on_reheld,
         )
         core.link.on_parted = self._on_parted
         await core.link.serve(socket.socket(fileno=self._launch.link_fd))

@@ -24,18 +24,30 @@ import msgspec
 import uvloop
 
 from gateway import __version__
+from gateway.admission import Admission
+from gateway.balances import Balances
 from gateway.call import Call, id_headers
 from gateway.ceilings import Ceilings
 from gateway.contract.envelope import Bounds
 from gateway.contract.errors import Draining, KeyRevoked
 from gateway.engines import Engines, process_environ
 from gateway.errors import answer
+from gateway.explain import Asked, Explainer
 from gateway.forward import Forwarder
 from gateway.inference import Inference
 from gateway.leash import Event, Launch, Leash
 from gateway.link.client import LinkClient
 from gateway.link.messages import Counters as CountersMessage
-from gateway.link.messages import Hello, Moves, Signals, Version
+from gateway.link.messages import (
+    Explain,
+    Explained,
+    Hello,
+    Moves,
+    Reheld,
+    Rehold,
+    Signals,
+    Version,
+)
 from gateway.link.snapshot_file import read as read_snapshot_file
 from gateway.metering.desk import Desk
 from gateway.metering.incarnation import Incarnation
@@ -106,10 +118,25 @@ class DataPlane:
             Tracer(settings.otlp_endpoint, __version__) if settings.otlp_endpoint else None
         )
         self.link = LinkClient(
-            launch.link_path, self._hello, {"moves": self._on_moves, "signals": self._on_signals}
+            launch.link_path,
+            self._hello,
+            {
+                "moves": self._on_moves,
+                "signals": self._on_signals,
+                "explain": self._on_explain,
+                "rehold": self._on_rehold,
+            },
         )
         self._tokenizer = _tokenizer_of(settings)
+        self.balances = Balances(self.store, self.link.ask, self._calls)
+        self.admission = Admission(
+            self.store,
+            self.balances,
+            processes=settings.processes * settings.hosts,
+            unix_ms=unix_ms,
+        )
         self.inference = self._inference()
+        self.explainer = Explainer(self.snapshot, self.store, self.inference.refusals, unix_ms)
         self.server = Server(
             settings.wire,
             self._routes().handle,
@@ -138,7 +165,7 @@ class DataPlane:
             snapshot=self.snapshot,
             engines=self.engines,
             forwarder=forwarder,
-            store=self.store,
+            admission=self.admission,
             desk=self.desk,
             recount=Recount(self.engines, fetch, self.counters, self._monotonic),
             unbilled=UnbilledEndings(self._settings.unbilled_endings_per_minute),
@@ -156,6 +183,7 @@ class DataPlane:
         return Routes(
             inference=self.inference,
             reads=ReadLane(self.link.ask),
+            explainer=self.explainer,
             snapshot=self.snapshot,
             counters=self.counters,
             access=self.access,
@@ -226,6 +254,7 @@ class DataPlane:
         self.engines.close()
         if self._tokenizer is not None:
             self._tokenizer.close()
+        await self.admission.close()
         await self.store.close()
         self.incarnation.close()
         if self.access is not None:
@@ -246,6 +275,30 @@ class DataPlane:
     def _on_signals(self, body: bytes) -> None:
         for each in msgspec.msgpack.decode(body, type=Signals).endpoints:
             self.engines.signals[each.endpoint_id] = each
+
+    def _on_explain(self, body: bytes) -> None:
+        question = msgspec.msgpack.decode(body, type=Explain)
+        self._spawn(self._explain(question), "explain")
+
+    async def _explain(self, question: Explain) -> None:
+        asked = Asked(question.input_tokens, question.output_tokens)
+        try:
+            found = await self.explainer.explain(question.key_id, question.model_id, asked)
+        except StoreUnavailable:
+            found = None
+        said = b"" if found is None else msgspec.json.encode(found)
+        answer = Explained(question.number, said)
+        self.link.send("explained", msgspec.msgpack.encode(answer))
+
+    def _calls(self) -> list[Call]:
+        return list(self.inference.running.values())
+
+    def _on_rehold(self, body: bytes) -> None:
+        self._spawn(self._rehold(msgspec.msgpack.decode(body, type=Rehold)), "rehold")
+
+    async def _rehold(self, wanted: Rehold) -> None:
+        await self.balances.rehold(wanted)
+        self.link.send("reheld", msgspec.msgpack.encode(Reheld(wanted.number)))
 
     async def _apply_moves(self) -> None:
         """Snapshot changes in slices; a full load is built apart and swapped in whole."""
@@ -372,7 +425,7 @@ def _tokenizer_of(settings: Settings) -> Tokenizer | None:
 
 def _store_of(launch: Launch, owner: str) -> QuotaStore:
     if launch.store_url is None:
-        return MemoryStore()
+        return MemoryStore(unix_ms)
     return RedisStore(launch.store_url, name=launch.store_name, owner=owner)
 
 

@@ -17,7 +17,7 @@ import msgspec
 from gateway.contract.transcript import Transcript
 from gateway.contract.usage import UsageFold
 from gateway.snapshot import ModelDoc, Principal
-from quotas.charges import true_charges
+from quotas.charges import settled_as, true_charges
 from quotas.limits import Charge
 from quotas.money import micro
 from quotas.ports import Settlement
@@ -194,7 +194,7 @@ class Exchange:
         usage = settled.usage
         settlement = Settlement(
             self.principal.tag,
-            self.request_id,
+            settled_as(self.request_id, self.epoch),
             self.epoch,
             self._charged(settled),
             billed_meters(usage, self._meters()),

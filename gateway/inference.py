@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import cast
 
 from gateway import identity
+from gateway.admission import Admission, NotAsked
 from gateway.call import Call, Stop, id_headers
 from gateway.ceilings import Ceilings
 from gateway.contract.envelope import (
@@ -54,7 +55,6 @@ from gateway.wire.server import Request
 from quotas.errors import StoreUnavailable
 from quotas.estimate import Plan, PromptEstimator, plan
 from quotas.limits import Charge, Level, Verdict
-from quotas.ports import QuotaStore
 from quotas.record import Outcome, UsageRecord
 from quotas.settlement import unbilled_ms
 from quotas.unbilled import UnbilledEndings
@@ -89,7 +89,7 @@ class Inference:
         snapshot: Snapshot,
         engines: Engines,
         forwarder: Forwarder,
-        store: QuotaStore,
+        admission: Admission,
         desk: Desk,
         recount: Recount,
         unbilled: UnbilledEndings,
@@ -105,7 +105,7 @@ class Inference:
         self._snapshot = snapshot
         self._engines = engines
         self._forwarder = forwarder
-        self._store = store
+        self._admission = admission
         self._desk = desk
         self._recount = recount
         self._unbilled = unbilled
@@ -273,7 +273,10 @@ class Inference:
         )
         ttl_s = int(model.timeouts.stream_s) + RESERVATION_GRACE_S
         try:
-            verdict = await self._store.reserve(principal.tag, call.request_id, charges, ttl_s)
+            verdict = await self._admission.reserve(principal, call.request_id, charges, ttl_s)
+        except NotAsked:
+            self._desk.drop(slot)
+            raise StoreAway from None
         except StoreUnavailable:
             self._desk.give_up(slot, principal.tag, call.request_id)  # it may have been held
             raise StoreAway from None
@@ -382,6 +385,8 @@ class Inference:
     def _conclude(self, call: Call, exchange: Exchange, record: UsageRecord | None) -> None:
         """What is learned from an ending, and told of it."""
         self.refusals.forget(exchange.charges)
+        if not exchange.epoch:
+            self._admission.ended(exchange.request_id)
         self._learn(call, exchange)
         if record is None:
             return

@@ -21,6 +21,7 @@ from gateway.contract.errors import (
     UnknownRoute,
 )
 from gateway.errors import Answer, answer, retry_headers
+from gateway.explain import Explainer
 from gateway.inference import Inference
 from gateway.reads import PATHS, ReadLane
 from gateway.snapshot import ModelDoc, Snapshot
@@ -35,6 +36,7 @@ OPERATIONS: dict[str, Operation] = {
     "/v1/embeddings": "embeddings",
 }
 MODELS = "/v1/models"
+KEY = "/v1/key"
 JSON = (b"content-type", b"application/json")
 log = logging.getLogger("gateway.routes")
 
@@ -47,6 +49,7 @@ class Routes:
         *,
         inference: Inference,
         reads: ReadLane,
+        explainer: Explainer,
         snapshot: Snapshot,
         counters: Counters,
         access: AccessLog | None,
@@ -59,6 +62,7 @@ class Routes:
     ) -> None:
         self._inference = inference
         self._reads = reads
+        self._explainer = explainer
         self._snapshot = snapshot
         self._counters = counters
         self._access = access
@@ -109,6 +113,9 @@ class Routes:
             self._models(call)
         elif request.path.startswith(MODELS + "/"):
             self._model(call, unquote(request.path[len(MODELS) + 1 :]))
+        elif request.path == KEY:
+            principal = self._inference.authenticate(request)
+            self._send(call, 200, await self._explainer.look(principal))
         elif request.path in PATHS:
             await self._read(call)
         else:

@@ -77,6 +77,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=0, le=65_535, description="port of the control listener; 0 = a free one")
     ] = 8081
     processes: Annotated[int, Meta(ge=1, le=256, description="data processes")] = 1
+    hosts: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=10_000,
+            description="hosts that share the store: what one may admit while it "
+            "is away is its part",
+        ),
+    ] = 1
     database_url: Annotated[
         str | None,
         Meta(description="postgresql://... ; default: SQLite in the data folder"),

@@ -10,6 +10,14 @@ from quotas.limits import Charge, counted
 from quotas.usage import TokenUsage
 
 
+def settled_as(request_id: str, epoch: str) -> str:
+    """The reservation id of a request's settle. One that was admitted without the store (epoch "")
+    has an id of its own: the store may have been asked in vain under the request's, and told to
+    forget that.
+    """
+    return request_id if epoch else request_id + "+"
+
+
 def true_charges(
     reserved: tuple[Charge, ...], usage: TokenUsage | None, cost_micro: Callable[[], int]
 ) -> tuple[Charge, ...]:

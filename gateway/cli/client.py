@@ -63,6 +63,10 @@ class Admin:
     async def change_limits(self, body: dict[str, Any]) -> Any:
         return await self._ask("POST", "/admin/v1/limits", body)
 
+    async def explain(self, key: str, model: str, sizes: dict[str, int]) -> Any:
+        params = {"key": key, "model": model} | {name: str(size) for name, size in sizes.items()}
+        return await self._ask("GET", "/admin/v1/explain", params=params)
+
     async def usage(self, by: str, since: str | None) -> Any:
         params = {"by": by} | ({"since": since} if since else {})
         return (await self._ask("GET", "/admin/v1/usage", params=params))["data"]

@@ -23,6 +23,10 @@ COMMANDS = {
     "keys": ("gateway.cli.keys:keys", "Create, list, revoke and rotate keys."),
     "models": ("gateway.cli.models:models", "List models; add one, with what its engine can do."),
     "limits": ("gateway.cli.limits:limits", "Show and change limits."),
+    "explain": (
+        "gateway.cli.explain:explain",
+        "What a request would get, and which limit says so.",
+    ),
     "usage": ("gateway.cli.usage:usage", "Tokens and requests, or every record of them."),
     "reconcile": (
         "gateway.cli.reconcile:reconcile",

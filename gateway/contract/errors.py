@@ -241,7 +241,9 @@ class LimitExceeded(ContractError):
         window: str = "minute",
         currency: str = "",
     ) -> None:
-        what = _DIMENSIONS.get(dimension, dimension) + _WINDOWS.get(window, "")
+        what = _DIMENSIONS.get(dimension, dimension)
+        if dimension != "concurrency":
+            what += _WINDOWS.get(window, "")
         limit_said, used_said, requested_said = (
             _units(each, dimension, currency) for each in (limit, used, requested)
         )

@@ -28,6 +28,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import identity
+from gateway.control.explanations import NoProcess, UnknownSubject
 from gateway.control.limits import LimitsChange, LimitsDesk
 from gateway.declared.apply import Applier
 from gateway.declared.document import DeclaredError, EndpointPart, load, parse
@@ -42,6 +43,9 @@ BODY_BYTES_MAX = 16 << 20
 #: What a database that is away raises, through its driver and before it.
 AWAY = (OperationalError, InterfaceError, PoolTimeout, OSError)
 _log = logging.getLogger("gateway.control.app")
+#: The request that is explained where none is described.
+EXPLAIN_TOKENS = 1_000
+TOKENS_MAX = 10**9
 
 
 class ControlDeps(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +62,7 @@ class ControlDeps(msgspec.Struct, frozen=True, kw_only=True):
     probe: Callable[[str, str], Awaitable[Mapping[str, object]]]
     doctor: Callable[[], Awaitable[list[Any]]]
     reconcile: Callable[[], Awaitable[list[Report]]]
+    explain: Callable[[str, str, int, int], Awaitable[Mapping[str, object]]]
 
 
 class _NewKey(BaseModel):
@@ -110,6 +115,7 @@ def build_app(deps: ControlDeps) -> Starlette:
             Route("/admin/v1/limits", admin.change_limits, methods=["POST"]),
             Route("/admin/v1/reconciliations", admin.reconcile, methods=["POST"]),
             Route("/admin/v1/reconciliations", admin.reconciliations, methods=["GET"]),
+            Route("/admin/v1/explain", admin.explain, methods=["GET"]),
         ],
         middleware=[Middleware(_OperatorOnly, token=deps.operator_token)],
         exception_handlers={
@@ -117,6 +123,8 @@ def build_app(deps: ControlDeps) -> Starlette:
             DeclaredError: _problem(400, "The declared file is wrong"),
             accounts.NotFound: _problem(404, "Not found"),
             accounts.Conflict: _problem(409, "Conflict"),
+            UnknownSubject: _problem(404, "Not found"),
+            NoProcess: _problem(503, "Levels are not known"),
             ValueError: _problem(400, "Bad request"),
             **dict.fromkeys(AWAY, _database_away),
         },
@@ -288,6 +296,13 @@ class _Admin:
     async def change_limits(self, request: Request) -> Response:
         wanted = _typed(LimitsChange, await _body(request))
         return _json(await self._limits.change(wanted))
+
+    async def explain(self, request: Request) -> Response:
+        query = request.query_params
+        key, model = query.get("key", ""), query.get("model", "")
+        tokens = _number(query.get("tokens", str(EXPLAIN_TOKENS)), "tokens", 1, TOKENS_MAX)
+        answer = _number(query.get("max_tokens", str(tokens // 2)), "max_tokens", 0, tokens)
+        return _json(await self._deps.explain(key, model, tokens - answer, answer))
 
     # -- usage -------------------------------------------------------------------------------
 

@@ -19,9 +19,11 @@ from starlette.applications import Starlette
 from gateway import __version__, identity
 from gateway.control.announcements import Announcements
 from gateway.control.app import ControlDeps, build_app
+from gateway.control.balances import Balances, no_balance
 from gateway.control.capabilities import probe_endpoint
 from gateway.control.diagnosis import Finding
 from gateway.control.examination import examine
+from gateway.control.explanations import Explanations
 from gateway.control.feed import Feed
 from gateway.control.generations import Generations
 from gateway.control.metrics import render
@@ -88,6 +90,15 @@ class Core:
             known=lambda ids: known_ids(self.db, ids),
         )
         self.reads = Reads({"/v1/generation": Generations(self.db, data_dir, self._ship).look})
+        self.explanations = Explanations(self.feed.snapshot, self.link)
+        self.balances = Balances(
+            self.db,
+            self.feed.snapshot,
+            self.link,
+            ship=self._ship,
+            unsettled=self.shipper.unsettled_of,
+            level=no_balance,
+        )
         self.totals = Totals(data_dir / "counters", host_pid)
         context = context_from(self.feed.snapshot)
         self.reconciler = Reconciler(
@@ -159,6 +170,7 @@ class Core:
                 probe=self._probe,
                 doctor=self._examine,
                 reconcile=self._reconcile,
+                explain=self.explanations.explain,
             )
         )
 

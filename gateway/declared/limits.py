@@ -34,6 +34,8 @@ NAMES: dict[str, tuple[str, str]] = {
     "budget_lifetime": ("money", "lifetime"),
 }
 DECLARED_AS = {what: name for name, what in NAMES.items()}
+#: Windows whose limits may be shared between processes while the store is away.
+SHARED = frozenset(("minute", "now"))
 NANO_PER_MICRO = 1000
 PERMILLE = 1000
 Rate = Annotated[int, Field(ge=1, le=10**11, strict=True)]  # quotas.buckets counts exactly to there
@@ -83,7 +85,7 @@ class _Written(BaseModel):
 class RatePart(_Written):
     limit: Rate
     burst: Rate | None = None
-    outage: Literal["fail_closed", "local_share"] = "fail_closed"
+    outage: Literal["fail_closed", "local_share"] = "local_share"
 
     def row(self) -> LimitValue:
         return LimitValue(self.limit, self.burst, shadow=self.shadow, outage=self.outage)
@@ -114,9 +116,10 @@ class InputQuotaPart(QuotaPart):
 
 class HoldsPart(_Written):
     limit: Holds
+    outage: Literal["fail_closed", "local_share"] = "local_share"
 
     def row(self) -> LimitValue:
-        return LimitValue(self.limit, shadow=self.shadow)
+        return LimitValue(self.limit, shadow=self.shadow, outage=self.outage)
 
 
 class BudgetPart(_Written):
@@ -223,6 +226,6 @@ def shown(name: LimitName, value: LimitValue) -> dict[str, object]:
         said["cached_input_weight"] = value.cached_permille / PERMILLE
     if value.shadow:
         said["shadow"] = True
-    if value.outage != "fail_closed":
+    if name.window in SHARED and value.outage != "local_share":
         said["outage"] = value.outage
     return said

@@ -1,13 +1,16 @@
 """What the link carries: kinds and their bodies, as MessagePack.
 
 Data to control: ``hello`` (first), ``version`` (every 500 ms: what I hold), ``counters``.
-Control to data: ``moves`` (snapshot changes, or a full load), ``signals``.
-A question with an answer: ``read``, a ``/v1`` path that needs SQL (``Read``, ``ReadAnswer``).
+Control to data: ``moves`` (snapshot changes, or a full load), ``signals``, ``explain`` (answered by
+``explained``).
+Control to data: ``rehold`` (answered by ``reheld``), before balances are counted anew.
+Questions with an answer: ``balances`` (``BalancesAsked``, ``BalancesAnswer``); ``read``, a ``/v1`` path that needs SQL (``Read``, ``ReadAnswer``).
 """
 
 import msgspec
 
 from gateway.snapshot import Move
+from quotas.ports import Seed
 from routing.signals import EndpointSignals
 
 
@@ -70,3 +73,51 @@ class ReadAnswer(msgspec.Struct, frozen=True):
     status: int
     body: bytes
     retry_after_ms: int | None = None
+
+
+class Explain(msgspec.Struct, frozen=True):
+    """What would a request of these tokens get? ``number`` comes back with the answer."""
+
+    number: int
+    key_id: int
+    model_id: int
+    input_tokens: int
+    output_tokens: int
+
+
+class Explained(msgspec.Struct, frozen=True):
+    """``body``: JSON of ``gateway.explain``; empty where it could not be found out."""
+
+    number: int
+    body: bytes
+
+
+class BalancesAsked(msgspec.Struct, frozen=True):
+    """The store knows no money of this tag in this epoch: what does SQL say?"""
+
+    tenant_id: int
+    tag: str
+    epoch: str
+
+
+class BalancesAnswer(msgspec.Struct, frozen=True):
+    """``seeds`` for the store, with the ids that they include and whose settle may still arrive.
+
+    ``counted_before``: another process was just told, and hands them over.
+    """
+
+    seeds: tuple[Seed, ...] = ()
+    counted: tuple[str, ...] = ()
+    counted_before: bool = False
+
+
+class Rehold(msgspec.Struct, frozen=True):
+    """Hold open requests of this tag again, under the store's new epoch."""
+
+    number: int
+    tag: str
+    epoch: str
+
+
+class Reheld(msgspec.Struct, frozen=True):
+    number: int

@@ -12,7 +12,7 @@ import msgspec
 from gateway.metering.slots import AttemptImage, SlotImage
 from gateway.snapshot import Snapshot
 from gateway.terms import Amounts, Calendars, terms_of
-from quotas.charges import true_charges
+from quotas.charges import settled_as, true_charges
 from quotas.limits import Charge
 from quotas.money import micro
 from quotas.ports import Settlement
@@ -120,7 +120,7 @@ def settlement_of(image: SlotImage, context: RecoveryContext) -> Settlement:
     settled = _settled(image)
     return Settlement(
         tag_of(image),
-        image.request_id,
+        settled_as(image.request_id, image.epoch),
         image.epoch,
         _charged(image, settled, context),
         billed_meters(settled.usage, context.meters_of(image.model_id, image.price_id)),

@@ -8,6 +8,7 @@ the outbox. Not here: the insert itself (``gateway.store.ledger``).
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -126,6 +127,22 @@ class Shipper:
             folder.backlog.unshipped or folder.backlog.unsettled
             for folder in self._folders.values()
         )
+
+    def unsettled_of(self, tag: str) -> tuple[str, ...]:
+        """Request ids of a tenant that the ledger has and the store has not acknowledged, as of the
+        last pass.
+        """
+        found = []
+        for folder in self._folders.values():
+            backlog = folder.backlog
+            for entry in list(backlog.unsettled.values()):
+                if entry.sequence > backlog.shipped:
+                    continue
+                with contextlib.suppress(OSError, msgspec.MsgspecError):
+                    settlement = decode(backlog.payload(entry)).settlement
+                    if settlement is not None and settlement.tag == tag:
+                        found.append(settlement.reservation_id)
+        return tuple(found)
 
     def lag(self) -> Lag:
         """As of the last pass."""

@@ -193,3 +193,9 @@ def test_a_limit_that_cannot_be_set_is_one_sentence(
     applied(cli, file)
     wrong_use = "NAME=VALUE" in named or "whole" in named
     assert named in cli("limits", *arguments, code=2 if wrong_use else 1)
+
+
+def test_explaining_needs_a_server(cli: Cli, file: Path) -> None:
+    applied(cli, file)
+    assert "no data process" in cli("explain", "acme/bot/ci", "m", code=1)
+    assert "no key x" in cli("explain", "x", "m", code=1)

@@ -52,6 +52,7 @@ class Desk:
             probe=self._probe,
             doctor=self._doctor,
             reconcile=self._reconcile,
+            explain=self._explain,
         )
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app=build_app(deps)),
@@ -76,6 +77,9 @@ class Desk:
 
     async def _reconcile(self) -> list[Report]:
         return [REPORT]
+
+    async def _explain(self, *asked: object) -> Mapping[str, object]:
+        return {"asked": asked}
 
     async def post(self, path: str, body: object, status: int) -> Any:
         response = await self.http.post(f"/admin/v1/{path}", json=body)
@@ -306,3 +310,25 @@ async def test_a_database_that_is_away_is_a_503_in_one_sentence(tmp_path: Path) 
         assert response.json()["detail"] == "the database does not answer; try again"
     await desk.http.aclose()
     await away.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "asked"),
+    [
+        ({}, ["k", "m", 500, 500]),
+        ({"tokens": "9"}, ["k", "m", 5, 4]),
+        ({"tokens": "9", "max_tokens": "9"}, ["k", "m", 0, 9]),
+    ],
+)
+async def test_a_request_to_be_explained_has_a_size(
+    desk: Desk, query: dict[str, str], asked: list[object]
+) -> None:
+    params = {"key": "k", "model": "m", **query}
+    response = await desk.http.get("/admin/v1/explain", params=params)
+    assert response.json() == {"asked": asked}
+
+
+async def test_a_size_that_is_none_is_told(desk: Desk) -> None:
+    for query in ({"tokens": "0"}, {"tokens": "x"}, {"tokens": "5", "max_tokens": "6"}):
+        response = await desk.http.get("/admin/v1/explain", params=query)
+        assert response.status_code == 400

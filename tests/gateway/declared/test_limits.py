@@ -15,8 +15,8 @@ def rows(**limits: Any) -> dict[LimitName, LimitValue]:
 
 def test_a_bare_number_is_the_limit() -> None:
     assert rows(tokens_per_minute=60, concurrent_requests=0, requests_per_day=5) == {
-        LimitName("tokens", "minute"): LimitValue(60),
-        LimitName("concurrency", "now"): LimitValue(0),
+        LimitName("tokens", "minute"): LimitValue(60, outage="local_share"),
+        LimitName("concurrency", "now"): LimitValue(0, outage="local_share"),
         LimitName("requests", "day"): LimitValue(5),
     }
 
@@ -26,11 +26,11 @@ def test_an_object_says_more() -> None:
         "limit": 60,
         "burst": 90,
         "shadow": True,
-        "outage": "local_share",
+        "outage": "fail_closed",
         "cached_input_weight": 0.25,
     }
     assert rows(tokens_per_minute=said) == {
-        LimitName("tokens", "minute"): LimitValue(60, 90, 250, shadow=True, outage="local_share")
+        LimitName("tokens", "minute"): LimitValue(60, 90, 250, shadow=True, outage="fail_closed")
     }
 
 
@@ -51,8 +51,8 @@ def test_models_and_end_users_have_limits_of_their_own() -> None:
         models={"llama": {"output_tokens_per_minute": 5}}, end_user={"requests_per_minute": 2}
     )
     assert made == {
-        LimitName("output_tokens", "minute", model_id=7): LimitValue(5),
-        LimitName("requests", "minute", each="user"): LimitValue(2),
+        LimitName("output_tokens", "minute", model_id=7): LimitValue(5, outage="local_share"),
+        LimitName("requests", "minute", each="user"): LimitValue(2, outage="local_share"),
     }
 
 
@@ -86,6 +86,6 @@ def test_what_is_shown_can_be_declared_again() -> None:
         said = shown(LimitName(dimension, window), value)
         assert rows(**{name: said}) == {LimitName(dimension, window): value}
     assert shown(LimitName("money", "day"), LimitValue(1_500_000)) == {"limit": "1.50"}
-    assert shown(LimitName("tokens", "minute"), LimitValue(5, 9, 250, outage="local_share")) == {
-        "limit": 5, "burst": 9, "cached_input_weight": 0.25, "outage": "local_share",
+    assert shown(LimitName("tokens", "minute"), LimitValue(5, 9, 250, outage="fail_closed")) == {
+        "limit": 5, "burst": 9, "cached_input_weight": 0.25, "outage": "fail_closed",
     }  # fmt: skip

@@ -1,0 +1,221 @@
+"""Asking the store for a reservation, and what to do while it does not answer.
+
+A store that is away is not asked again by requests: one task knocks until it answers. Meanwhile a
+limit whose policy says so is shared: this process admits its part (the limit by the number of
+processes), from an empty bucket, so that all of them together stay within one rate; everything else
+is refused. What was admitted here is charged to the store before it is asked again: ended requests
+by their true counts, open ones by what they reserved. The safe share of a client that lost its server
+is Doorman's (youtube/doorman). Money that the store does not know is counted anew first.
+
+Not here: levels (``quotas.store``), sums of money (``gateway.balances``).
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+from gateway.balances import Balances
+from gateway.snapshot import Principal
+from quotas.buckets import TICKS, Bucket
+from quotas.charges import settled_as
+from quotas.errors import StoreUnavailable
+from quotas.limits import Charge, Level, Limit, Verdict
+from quotas.ports import QuotaStore, Settlement
+
+#: Between two knocks at a store that is away.
+KNOCK_S = 0.25
+#: What is owed after an outage is acknowledged within this, or the store counts as away still.
+REPAY_S = 5.0
+#: The epoch of what was admitted without the store: a settle under it is charged in full, once.
+LOCAL_EPOCH = ""
+_log = logging.getLogger("gateway.admission")
+
+
+class NotAsked(StoreUnavailable):
+    """The store is known to be away: it was not asked, so there is nothing to give back."""
+
+
+class Admission:
+    """One per data process. ``processes``: how many share the store, as last known."""
+
+    def __init__(
+        self,
+        store: QuotaStore,
+        balances: Balances,
+        *,
+        processes: int,
+        unix_ms: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._balances = balances
+        self._unix_ms = unix_ms
+        self._shares = Shares(processes)
+        self._knocking: asyncio.Task[None] | None = None
+        self._open: dict[str, tuple[str, tuple[Charge, ...]]] = {}
+
+    @property
+    def away(self) -> bool:
+        """Whether requests are decided here, without the store."""
+        return self._knocking is not None
+
+    async def reserve(
+        self, principal: Principal, request_id: str, charges: tuple[Charge, ...], ttl_s: int
+    ) -> Verdict:
+        """As ``QuotaStore.reserve``; an admission without the store has the epoch "".
+
+        Raises ``StoreUnavailable`` where a limit may not be shared (``NotAsked``: and the store holds
+        nothing of it), and ``StoreAway``.
+        """
+        if self._knocking is not None:
+            try:
+                return self._reserve_here(principal.tag, request_id, charges)
+            except StoreUnavailable as closed:
+                raise NotAsked(str(closed)) from None
+        tag = principal.tag
+        try:
+            verdict = await self._store.reserve(tag, request_id, charges, ttl_s)
+            if verdict.reason == "unbuilt" and await self._balances.build(tag, principal.tenant.id):
+                verdict = await self._store.reserve(tag, request_id, charges, ttl_s)
+        except StoreUnavailable:
+            if self._knocking is None:
+                _log.warning("the store is away; limits are shared where they may be")
+                self._shares.clear()
+                self._knocking = asyncio.create_task(self._knock(), name="store knock")
+            return self._reserve_here(tag, request_id, charges)
+        return verdict
+
+    def ended(self, request_id: str) -> None:
+        """Its own settle says what it used."""
+        ended = self._open.pop(request_id, None)
+        if ended is not None:
+            self._shares.give_back(ended[1])
+
+    async def close(self) -> None:
+        if self._knocking is not None:
+            self._knocking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._knocking
+
+    def _reserve_here(self, tag: str, request_id: str, charges: tuple[Charge, ...]) -> Verdict:
+        verdict = self._shares.take(charges, self._unix_ms())
+        if verdict.admitted:
+            self._open[request_id] = (tag, charges)
+        return verdict
+
+    async def _knock(self) -> None:
+        """Until the store answers and has been charged all that was admitted without it."""
+        charged: set[str] = set()
+        while True:
+            await asyncio.sleep(0 if charged else KNOCK_S)
+            try:
+                await self._store.ping()
+            except StoreUnavailable:
+                charged.clear()
+                continue
+            for request_id in self._open.keys() - charged:
+                self._charge(request_id)
+                charged.add(request_id)
+            if await self._store.flush(REPAY_S) and self._open.keys() <= charged:
+                break
+        self._open.clear()
+        self._knocking = None
+        _log.warning("the store is back, and has been charged what was admitted without it")
+
+    def _charge(self, request_id: str) -> None:
+        """What a request that is still open reserved here; its end finds it settled."""
+        tag, charges = self._open[request_id]
+        reserved = tuple(
+            Charge(each.limit, 0, each.periods) if each.limit.algorithm == "concurrency" else each
+            for each in charges
+        )
+        debt = settled_as(request_id, LOCAL_EPOCH)
+        self._store.settle(Settlement(tag, debt, LOCAL_EPOCH, reserved, {}))
+
+
+class Shares:
+    """The part of each limit that one process may admit. Pure: times are arguments (Unix ms)."""
+
+    def __init__(self, processes: int) -> None:
+        self._processes = max(1, processes)
+        self._buckets: dict[tuple[str, str], Bucket] = {}
+        self._holds: dict[tuple[str, str], int] = {}
+
+    def clear(self) -> None:
+        """A new outage begins with empty buckets: what the store had left is not known."""
+        self._buckets.clear()
+
+    def take(self, charges: tuple[Charge, ...], now_ms: int) -> Verdict:
+        """All charges or none. Raises ``StoreUnavailable`` where one of them cannot be shared.
+
+        A unit costs as many as there are processes, of a bucket with the whole limit's figures.
+        """
+        levels, binding, longest = [], -1, 0
+        for index, charge in enumerate(charges):
+            limit, amount = charge.limit, charge.amount * self._processes
+            if limit.shadow or not charge.amount:
+                levels.append(Level(0, 0))
+                continue
+            if limit.outage != "local_share" or amount > limit.capacity:
+                raise StoreUnavailable("a limit cannot be shared")
+            wait_ms = 0
+            if limit.algorithm == "bucket":
+                bucket = self._bucket(limit, now_ms)
+                level = bucket.configure(limit.capacity, limit.per_minute, now_ms)
+                lacking = amount * TICKS - level
+                wait_ms = -(-lacking // limit.per_minute) if lacking > 0 else 0
+                levels.append(Level(level // TICKS // self._processes, 0))
+            elif limit.algorithm == "concurrency":
+                held = self._holds.get(_name(limit), 0) * self._processes
+                wait_ms = 1_000 if held + amount > limit.capacity else 0
+                levels.append(Level((limit.capacity - held) // self._processes, 0))
+            else:
+                raise StoreUnavailable("a period's units cannot be shared")
+            if wait_ms > longest:
+                binding, longest = index, wait_ms
+        if binding >= 0:
+            of_rate = charges[binding].limit.algorithm == "bucket"
+            return Verdict(
+                admitted=False,
+                levels=tuple(levels),
+                epoch=LOCAL_EPOCH,
+                binding=binding,
+                retry_after_ms=longest,
+                reason="rate" if of_rate else "concurrency",
+            )
+        self._take(charges, now_ms)
+        return Verdict(admitted=True, levels=tuple(levels), epoch=LOCAL_EPOCH)
+
+    def give_back(self, charges: tuple[Charge, ...]) -> None:
+        """Holds of an ended request; a share of a rate is not given back."""
+        for charge in charges:
+            name = _name(charge.limit)
+            if name in self._holds:
+                left = self._holds[name] - charge.amount
+                if left > 0:
+                    self._holds[name] = left
+                else:
+                    del self._holds[name]
+
+    def _take(self, charges: tuple[Charge, ...], now_ms: int) -> None:
+        for charge in charges:
+            if charge.limit.shadow or not charge.amount:
+                continue
+            if charge.limit.algorithm == "bucket":
+                bucket = self._bucket(charge.limit, now_ms)
+                bucket.add(-charge.amount * self._processes, now_ms)
+            else:
+                name = _name(charge.limit)
+                self._holds[name] = self._holds.get(name, 0) + charge.amount
+
+    def _bucket(self, limit: Limit, now_ms: int) -> Bucket:
+        name = _name(limit)
+        bucket = self._buckets.get(name)
+        if bucket is None:
+            bucket = self._buckets[name] = Bucket(limit.capacity, limit.per_minute, now_ms)
+            bucket.level = 0
+        return bucket
+
+
+def _name(limit: Limit) -> tuple[str, str]:
+    return limit.scope, limit.dimension

@@ -1,0 +1,205 @@
+"""What a request would get, and why: every limit that applies, its level, the last refusals.
+
+Asks the store without changing anything. Not here: who may ask (``gateway.routes`` for a key about
+itself, the admin API over the link for an operator).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from gateway.contract.errors import StoreAway, TooManyReads
+from gateway.refusals import Refusal, Refusals
+from gateway.snapshot import Principal, Snapshot
+from gateway.terms import Calendars, terms_of
+from quotas.errors import StoreUnavailable
+from quotas.estimate import Plan
+from quotas.limits import Charge, Gauge, Inspection, Level, Limit
+from quotas.ports import QuotaStore
+
+#: Of one key, questions about itself in flight.
+LOOKS_PER_KEY_MAX = 4
+#: Limits' windows as a name's last words: "tokens per minute".
+_WINDOWS = {"lifetime": "in all", "now": "left"}
+_MICRO = 1_000_000
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A request to be explained: prompt tokens, and the most it may answer."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+class Explainer:
+    """One per data process."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        store: QuotaStore,
+        refusals: Refusals,
+        unix_ms: Callable[[], int],
+    ) -> None:
+        self._snapshot = snapshot
+        self._store = store
+        self._refusals = refusals
+        self._unix_ms = unix_ms
+        self._calendars = Calendars()
+        self._looking: Counter[int] = Counter()
+
+    async def explain(self, key_id: int, model_id: int, asked: Asked) -> dict[str, object] | None:
+        """For an operator; None where key or model are not known here. Raises ``StoreUnavailable``."""
+        principal = self._snapshot.principal(key_id)
+        model = self._snapshot.models.get(model_id)
+        if principal is None or model is None:
+            return None
+        terms = terms_of(principal, model, self._calendars)
+        tokens = asked.input_tokens + asked.output_tokens
+        held = terms.hold_micro(Plan(0, 0, asked.output_tokens, None, asked.input_tokens))
+        amounts = (1, asked.input_tokens, asked.output_tokens, tokens, 1, held)
+        charges = terms.charges(amounts, self._unix_ms())
+        found = await self._store.inspect(principal.tag, charges)
+        return {
+            "store": self._store.name,
+            "verdict": _verdict(charges, found),
+            "limits": [
+                _limit(charge, level, gauge, holders=True)
+                for charge, level, gauge in zip(
+                    charges, found.verdict.levels, found.gauges, strict=True
+                )
+            ],
+            "refusals": _refusals(self._refusals.recent(key_id)),
+        }
+
+    async def look(self, principal: Principal) -> dict[str, object]:
+        """A key about itself. Raises ``TooManyReads`` and ``StoreAway``."""
+        key_id = principal.key.id
+        if self._looking[key_id] >= LOOKS_PER_KEY_MAX:
+            raise TooManyReads(LOOKS_PER_KEY_MAX)
+        self._looking[key_id] += 1
+        try:
+            return await self._look(principal)
+        except StoreUnavailable:
+            raise StoreAway from None
+        finally:
+            self._looking[key_id] -= 1
+            if not self._looking[key_id]:
+                del self._looking[key_id]
+
+    async def _look(self, principal: Principal) -> dict[str, object]:
+        limits, of_models = list(principal.limits), {}
+        for scope in (principal.tenant, principal.project, principal.key):
+            for model_id, own in scope.model_limits.items():
+                model = self._snapshot.models.get(model_id)
+                if model is not None and _may_use(principal, model.name):
+                    of_models.update(dict.fromkeys(map(id, own), model.name))
+                    limits += own
+        calendar = self._calendars.of(principal.tenant.time_zone)
+        now_ms = self._unix_ms()
+        charges = tuple(
+            Charge(
+                limit, 0, calendar.at(limit.window, now_ms) if limit.algorithm == "quota" else None
+            )
+            for limit in limits
+        )
+        found = await self._store.inspect(principal.tag, charges) if charges else None
+        key = principal.key
+        expires_s = max((each.expires_s or 0 for each in key.secrets), default=0)
+        return {
+            "object": "key",
+            "path": key.path,
+            "models": None if key.models is None else list(key.models),
+            "expires_at": expires_s or None,
+            "limits": [
+                _limit(charge, level, gauge) | {"model": of_models.get(id(charge.limit))}
+                for charge, level, gauge in _rows(charges, found)
+            ],
+            "refusals": _refusals(self._refusals.recent(key.id)),
+        }
+
+
+def _may_use(principal: Principal, model: str) -> bool:
+    return principal.key.models is None or model in principal.key.models
+
+
+def _rows(
+    charges: tuple[Charge, ...], found: Inspection | None
+) -> Iterable[tuple[Charge, Level, Gauge]]:
+    return zip(charges, found.verdict.levels, found.gauges, strict=True) if found else ()
+
+
+def name_of(limit: Limit) -> str:
+    """As people say it: "tokens per minute", "concurrent requests", "money in all"."""
+    if limit.dimension == "concurrency":
+        return "concurrent requests"
+    last = _WINDOWS.get(limit.window, f"per {limit.window}")
+    return f"{limit.dimension.replace('_', ' ')} {last}".strip()
+
+
+def _verdict(charges: tuple[Charge, ...], found: Inspection) -> dict[str, object]:
+    verdict = found.verdict
+    if verdict.admitted:
+        return {"admitted": True}
+    limit = charges[verdict.binding].limit
+    return {
+        "admitted": False,
+        "reason": verdict.reason,
+        "binding": f"{limit.scope_name}: {name_of(limit)}",
+        "retry_after_ms": None if verdict.retry_after_ms < 0 else verdict.retry_after_ms,
+    }
+
+
+def _limit(
+    charge: Charge, level: Level, gauge: Gauge, *, holders: bool = False
+) -> dict[str, object]:
+    limit = charge.limit
+    money = limit.dimension == "money"
+
+    def amount(units: int) -> object:
+        return _decimal(units) if money else units
+
+    said: dict[str, object] = {
+        "scope": limit.scope_name,
+        "name": name_of(limit),
+        "limit": amount(limit.per_minute or limit.capacity),
+        "used": amount(gauge.used),
+        "held": amount(gauge.held),
+        "remaining": amount(level.remaining),
+        "reset_ms": level.reset_ms,
+        "enforced": not limit.shadow,
+        "version": limit.version,
+    }
+    if limit.algorithm == "bucket" and limit.capacity != limit.per_minute:
+        said["burst"] = limit.capacity
+    if gauge.balance is not None:
+        said["balance"] = amount(gauge.balance)
+    if holders:
+        said["requested"] = amount(charge.amount)
+        said["outage"] = limit.outage
+        said["holders"] = [
+            {"process": each.owner, "holds": each.holds, "lease_ms": each.lease_ms}
+            for each in gauge.holders
+        ]
+    return said
+
+
+def _refusals(recent: tuple[Refusal, ...]) -> list[dict[str, object]]:
+    """Newest first."""
+    return [_refusal(each) for each in reversed(recent)]
+
+
+def _refusal(each: Refusal) -> dict[str, object]:
+    said = msgspec.structs.asdict(each)
+    if each.dimension == "money":
+        for field in ("limit", "used", "requested"):
+            said[field] = _decimal(said[field])
+    return said
+
+
+def _decimal(micro: int) -> str:
+    """Micro-units as the shortest exact decimal with two places at least."""
+    whole, rest = divmod(abs(micro), _MICRO)
+    digits = f"{rest:06d}".rstrip("0").ljust(2, "0")
+    return f"{'-' if micro < 0 else ''}{whole}.{digits}"

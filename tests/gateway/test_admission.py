@@ -1,0 +1,176 @@
+"""While the store is away each process admits its part, and what it admitted is charged first."""
+
+import asyncio
+
+import pytest
+
+from gateway.admission import Admission, NotAsked, Shares
+from gateway.balances import Balances
+from gateway.snapshot import KeyDoc, Principal, ProjectDoc, TenantDoc
+from quotas.errors import StoreUnavailable
+from quotas.limits import Charge, Limit
+from quotas.store.memory import MemoryStore
+from tests.support.until import until
+
+NOW_MS = 1_800_000_000_000
+PRINCIPAL = Principal(
+    KeyDoc(id=3, project_id=2, name="c", path="a/b/c", secrets=()),
+    ProjectDoc(id=2, tenant_id=1, name="b"),
+    TenantDoc(id=1, name="a"),
+)
+
+
+def rate(capacity=600, per_minute=600, outage="local_share", **fields):
+    return Limit("k3", "key", "tokens", "bucket", capacity, per_minute, 1, outage=outage, **fields)
+
+
+def slots(capacity, outage="local_share"):
+    return Limit("k3", "key", "concurrency", "concurrency", capacity, 0, 1, "now", outage=outage)
+
+
+def take(shares, amount, limit, now_ms=NOW_MS):
+    return shares.take((Charge(limit, amount),), now_ms)
+
+
+def test_a_share_starts_empty_and_fills_at_its_part_of_the_rate():
+    shares, limit = Shares(3), rate()
+    refused = take(shares, 1, limit)
+    assert (refused.admitted, refused.reason, refused.retry_after_ms) == (False, "rate", 300)
+    assert not take(shares, 1, limit, NOW_MS + 299).admitted
+    assert take(shares, 1, limit, NOW_MS + 300).admitted  # 600 a minute / 3 = one in 300 ms
+
+
+def test_all_processes_together_stay_within_one_rate():
+    limit, admitted = rate(), 0
+    for _ in range(4):
+        shares = Shares(4)
+        take(shares, 1, limit)
+        for step in range(1, 601):
+            admitted += take(shares, 1, limit, NOW_MS + step * 100).admitted
+
+    assert 590 <= admitted <= 600  # one minute at 600 a minute
+
+
+def test_a_part_of_the_burst_is_all_that_gathers():
+    shares, limit = Shares(3), rate(capacity=30)
+    take(shares, 1, limit)
+    assert take(shares, 10, limit, NOW_MS + 3_600_000).admitted
+    assert not take(shares, 1, limit, NOW_MS + 3_600_000).admitted
+
+
+def test_what_is_larger_than_a_part_or_may_not_be_shared_is_refused():
+    shares = Shares(3)
+    budget = Limit("k3", "key", "money", "quota", 100, 0, 1, "day", outage="local_share")
+    for amount, limit in ((11, rate(capacity=30)), (1, rate(outage="fail_closed")), (1, budget)):
+        with pytest.raises(StoreUnavailable):
+            take(shares, amount, limit)
+
+
+def test_requests_at_once_are_shared_and_come_back():
+    shares, limit = Shares(2), slots(4)
+    charge = (Charge(limit, 1),)
+    assert [shares.take(charge, NOW_MS).admitted for _ in range(3)] == [True, True, False]
+    shares.give_back(charge)
+    assert shares.take(charge, NOW_MS).admitted
+
+
+def test_shadow_limits_and_keys_without_limits_pass():
+    assert take(Shares(2), 5, rate(shadow=True, outage="fail_closed")).admitted
+    assert Shares(2).take((), NOW_MS).admitted
+
+
+class Store(MemoryStore):
+    """A store that can be away."""
+
+    def __init__(self):
+        super().__init__(lambda: NOW_MS)
+        self.away = False
+        self.asked = 0
+        self.settled = []
+
+    async def reserve(self, tag, reservation_id, charges, ttl_s):
+        self.asked += 1
+        if self.away:
+            raise StoreUnavailable("away")
+        return await super().reserve(tag, reservation_id, charges, ttl_s)
+
+    def settle(self, settlement, done=None):
+        self.settled.append(settlement)
+        super().settle(settlement, done)
+
+    async def ping(self):
+        if self.away:
+            raise StoreUnavailable("away")
+        return 0.0
+
+
+class Bench:
+    def __init__(self):
+        self.store = Store()
+        self.now_ms = NOW_MS
+        balances = Balances(self.store, None, list)  # type: ignore[arg-type]
+        self.admission = Admission(self.store, balances, processes=1, unix_ms=lambda: self.now_ms)
+
+    def reserve(self, request_id, amount, limit):
+        return self.admission.reserve(PRINCIPAL, request_id, (Charge(limit, amount),), 60)
+
+
+@pytest.fixture
+async def bench():
+    made = Bench()
+    yield made
+    await made.admission.close()
+
+
+async def test_a_store_that_is_away_is_asked_once_and_then_no_more(bench):
+    bench.store.away = True
+    limit = rate(outage="fail_closed")
+    with pytest.raises(StoreUnavailable) as first:
+        await bench.reserve("r0", 1, limit)
+    assert not isinstance(first.value, NotAsked)  # it may hold something
+    for number in range(9):
+        with pytest.raises(NotAsked):
+            await bench.reserve(f"r{number}", 1, limit)
+
+    assert bench.store.asked == 1
+    assert bench.admission.away
+
+
+async def test_what_was_admitted_without_the_store_is_charged_before_it_is_asked_again(bench):
+    limit = rate()
+    bench.store.away = True
+    assert not (await bench.reserve("r0", 1, limit)).admitted
+    bench.now_ms += 60_000
+    open_one = await bench.reserve("r1", 400, limit)
+    assert (open_one.admitted, open_one.epoch) == (True, "")
+    bench.store.away = False
+    await until(lambda: not bench.admission.away)
+
+    assert [(each.reservation_id, each.epoch) for each in bench.store.settled] == [("r1+", "")]
+    after = await bench.reserve("r2", 200, limit)
+    assert after.admitted
+    assert after.levels[0].remaining == 0
+    assert not (await bench.reserve("r3", 1, limit)).admitted
+
+
+async def test_an_ended_requests_own_settle_is_the_only_one(bench):
+    limit = rate()
+    bench.store.away = True
+    await bench.reserve("r0", 1, limit)
+    bench.now_ms += 60_000
+    assert (await bench.reserve("r1", 400, limit)).admitted
+    bench.admission.ended("r1")
+    bench.store.away = False
+    await until(lambda: not bench.admission.away)
+
+    assert bench.store.settled == []
+
+
+async def test_a_second_outage_begins_with_empty_buckets(bench):
+    limit = rate()
+    for _ in range(2):
+        bench.store.away = True
+        assert not (await bench.reserve("r0", 1, limit)).admitted
+        bench.store.away = False
+        await until(lambda: not bench.admission.away)
+        await asyncio.sleep(0)
