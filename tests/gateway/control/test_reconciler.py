@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.control import reconciler
 from gateway.control.capabilities import UsageFound
 from gateway.control.reconciler import Reconciler
 from gateway.store import reconciliations
@@ -15,6 +16,7 @@ from gateway.store.ledger import insert_records
 from quotas.record import AttemptEntry
 from routing.exposition import EngineCounters, Exposition
 from tests.support.records import record
+from tests.support.until import until
 
 URL = "http://10.0.0.5:8000"
 START_MS = 1_000_000
@@ -180,6 +182,21 @@ async def test_an_engine_without_counters_is_left_alone(bench: Bench) -> None:
     bench.reconciler.scraped(URL, Exposition(waiting=0, running=0))
     assert await differences(bench) == []
     assert bench.reconciler.gauges() == {}
+
+
+async def test_it_reconciles_by_itself(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciler, "TICK_S", 0.001)
+    monkeypatch.setattr(reconciler, "EVERY_S", 0.01)
+    bench.rest(0, 0)
+    running = asyncio.create_task(bench.reconciler.run())
+    await until(lambda: bench.shipped, 20)
+    await bench.answered(10, 3)
+    bench.rest(10, 4)
+    await until(lambda: URL in bench.reconciler.newest, 20)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    report = bench.reconciler.newest[URL]
+    assert (report.attempts, report.difference_prompt, report.difference_generation) == (1, 0, 1)
 
 
 async def test_the_hourly_work_outlives_a_database_that_is_away(bench: Bench) -> None:
