@@ -6,6 +6,7 @@ no process. Lines are JSON. Not the link, which joins data processes to control.
 """
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import Literal
@@ -61,9 +62,11 @@ class Leash:
 
     async def watch(self, on_drain: Callable[[], None], on_parted: Callable[[], None]) -> None:
         assert self._reader is not None
-        while line := await self._reader.readline():
-            if msgspec.json.decode(line, type=Event).event == "drain":
-                on_drain()
+        # Reset, not ended: the supervisor died before it had read all that we told it.
+        with contextlib.suppress(ConnectionResetError):
+            while line := await self._reader.readline():
+                if msgspec.json.decode(line, type=Event).event == "drain":
+                    on_drain()
         on_parted()
 
     def tell(self, event: Event) -> None:

@@ -64,6 +64,19 @@ async def test_drain_then_death_are_told_in_order(pair):
     assert seen == ["drain", "parted"]
 
 
+async def test_supervisor_that_dies_before_it_read_what_it_was_told_is_gone_as_well(pair):
+    ours, leash = pair
+    ours.sendall(msgspec.json.encode(LAUNCH) + b"\n")
+    await leash.open()
+    leash.tell(Event(event="version", detail="7"))
+    await asyncio.sleep(0.01)
+    seen = []
+    ours.close()  # with that unread, it is a reset and no end of file
+    await leash.watch(lambda: seen.append("drain"), lambda: seen.append("parted"))
+
+    assert seen == ["parted"]
+
+
 async def test_events_go_up_as_lines(pair):
     ours, leash = pair
     ours.sendall(msgspec.json.encode(LAUNCH) + b"\n")

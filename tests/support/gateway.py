@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 TOKENFACTORY = str(Path(sys.executable).parent / "tokenfactory")
-READY_S = 20.0
+READY_S = 60.0
 #: What a process says of an error that is its own fault, wherever its outer walls caught it.
 OWN_BUG = re.compile(
     r"request [0-9a-f]{32} failed|IllegalMove|background task \S+ died"
