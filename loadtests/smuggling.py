@@ -16,6 +16,7 @@ import contextlib
 import socket
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from loadtests.rig import Nginx, RigError
@@ -24,6 +25,8 @@ from tests.support.malformed import PLAIN, SMUGGLED, Case, body_of, cases, unsal
 from tests.support.recording import RecordingEngine, recording_engine
 
 MODEL = b"demo-model"
+#: The gateway's own question to an engine, asked whenever it likes.
+PROBE = b'"messages":[{"role":"user","content":"hi"}]'
 SILENCE_S = 1.5
 NEXT_CLIENT = (
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway.test\r\nAuthorization: Bearer %b\r\n"
@@ -41,6 +44,7 @@ def main() -> int:
 
 def prove() -> int:
     faults: list[str] = []
+    passed_on: list[str] = []
     with (
         tempfile.TemporaryDirectory() as folder,
         recording_engine() as engine,
@@ -55,31 +59,42 @@ def prove() -> int:
         try:
             corpus = cases(key, MODEL)
             for case in corpus:
-                faults += judge(case, nginx.port, engine, key)
+                faults += judge(case, nginx.port, engine, key, passed_on)
         finally:
             nginx.close()
     refused = sum(case.status >= 400 for case in corpus)
     print(
         f"{len(corpus)} cases behind nginx, {refused} of them to be refused: {len(faults)} faults"
     )
+    if passed_on:
+        print(f"nginx took the hidden request for one of its own in: {', '.join(passed_on)}")
     for fault in faults:
         print("FAULT", fault)
     return 1 if faults else 0
 
 
-def judge(case: Case, port: int, engine: RecordingEngine, key: bytes) -> list[str]:
+def asked(engine: RecordingEngine) -> Counter[bytes]:
+    """The bodies of requests that the engine has seen, the gateway's own questions apart."""
+    return Counter(unsalted(body) for body in engine.bodies() if PROBE not in body)
+
+
+def judge(
+    case: Case, port: int, engine: RecordingEngine, key: bytes, passed_on: list[str]
+) -> list[str]:
     """What one case did that it must not; then the next client must get its own answer."""
-    before = engine.bodies()
+    before = asked(engine)
     said = converse(port, case.data)
-    seen = [unsalted(body) for body in engine.bodies()[len(before) :]]
+    seen = asked(engine) - before
     plain, hidden = body_of(MODEL, PLAIN), body_of(MODEL, SMUGGLED)
     faults = []
     strangers = [body for body in seen if body not in (plain, hidden)]
     if strangers:
         faults.append(f"{case.name}: an engine saw {strangers[0][:120]!r}")
-    if seen.count(plain) > max(1, case.forwarded):
-        faults.append(f"{case.name}: {seen.count(plain)} plain requests at the engine")
-    if seen.count(hidden) > (1 if said.count(b"HTTP/1.1 ") > 1 else 0):
+    if seen[plain] > max(1, case.forwarded):
+        faults.append(f"{case.name}: {seen[plain]} plain requests at the engine")
+    if seen[hidden]:
+        passed_on.append(case.name)
+    if seen[hidden] > (1 if said.count(b"HTTP/1.1 ") > 1 else 0):
         faults.append(f"{case.name}: the hidden request reached the engine unanswered")
     answer = converse(port, NEXT_CLIENT % (key, len(plain), plain))
     if answer.count(b"HTTP/1.1 ") != 1 or b'"content":"yes"' not in answer.replace(b'": ', b'":'):
