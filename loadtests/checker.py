@@ -150,6 +150,8 @@ def _wrong_prompt(record: Record, here: list[Witnessed]) -> str:
     wanted = {each.prompt_tokens for each in here}
     if prompt in wanted:
         return ""
+    if source == "tokenized" and not any(wanted):
+        return ""  # another engine counted what this one refused, or never saw
     # A list of prompts that was cut short: some of them may not have been counted yet.
     if source == "engine_partial" and any(each.prompts > 1 for each in here):
         return "" if prompt <= max(wanted) else f"{prompt} prompt tokens, at most {max(wanted)}"

@@ -227,25 +227,30 @@ class Trouble:
         await self._limits_hold()
 
     async def _limits_hold(self) -> None:
-        """A key nobody used: of many requests at once its limit admits its burst, and no more."""
+        """A key nobody used: asked for twice its limit at once until its burst was had, and no more.
+
+        While a process has not found the store again it admits its share of the rate alone.
+        """
         secret = self._site.keys[f"tight-{self._tight}"]
         self._tight += 1
         self._report.limits_asked += 1
-        self._crowd.answered.clear()
-        async with asyncio.timeout(SERVES_WITHIN_S):
-            await self._crowd.answered.wait()  # the store is back for the data processes
         began_s = time.monotonic()
-        async with httpx.AsyncClient(
-            base_url=self._crowd.base_url, timeout=20, trust_env=False
-        ) as client:
-            asked = (self._crowd.one(client, "unary", secret) for _ in range(2 * TIGHT_RPM))
-            notes = [note for note in await asyncio.gather(*asked) if note is not None]
-        refilled = (time.monotonic() - began_s) * TIGHT_RPM / 60 + 1
-        statuses = Counter(note.status for note in notes)
-        admitted = len(notes) - statuses[429]
-        too_few = admitted < TIGHT_RPM and len(notes) == 2 * TIGHT_RPM
-        if too_few or admitted - statuses[503] > TIGHT_RPM + refilled:
-            self._report.limits_wrong.append(f"a limit of {TIGHT_RPM} answered {dict(statuses)}")
+        admitted = 0
+        while admitted < TIGHT_RPM and time.monotonic() - began_s < SERVES_WITHIN_S:
+            async with httpx.AsyncClient(
+                base_url=self._crowd.base_url, timeout=20, trust_env=False
+            ) as client:
+                asked = (self._crowd.one(client, "unary", secret) for _ in range(2 * TIGHT_RPM))
+                notes = [note for note in await asyncio.gather(*asked) if note is not None]
+            admitted += sum(note.status not in (429, 503) for note in notes)
+            refilled = (time.monotonic() - began_s) * TIGHT_RPM / 60 + 1
+            if admitted > TIGHT_RPM + refilled:
+                break
+            await asyncio.sleep(0.5)
+        else:
+            if admitted >= TIGHT_RPM:
+                return
+        self._report.limits_wrong.append(f"a limit of {TIGHT_RPM} admitted {admitted}")
 
     async def _cut(self) -> None:
         """One engine's network or all of it; cut, or silent."""

@@ -144,6 +144,15 @@ def test_a_record_of_what_no_engine_saw_bills_no_completion(history, change):
     assert faults(check(witnessed, noted, records)) == (0, 0, 0, 1)
 
 
+def test_a_prompt_that_only_another_engine_counted_is_no_fault(history):
+    witnessed, noted, records = history
+    witnessed.append(seen(10, tokens=0, ended="refused", prompt_tokens=0))
+    noted.append(note(10, request_id="", status=0))
+    records.append(row(10, 7, 0, "client_abort", "tokenized"))
+
+    assert check(witnessed, noted, records).faults == []
+
+
 def test_a_record_of_nobody_is_found(history):
     witnessed, noted, records = history
     records.append(row(99, 5, 8, "ok", "engine_final"))
