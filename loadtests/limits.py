@@ -1,0 +1,107 @@
+"""What limits promise, measured and printed as a table.
+
+Starts a Valkey of its own on loopback and shows:
+
+    overshoot   64 clients, 4 processes, 10 seeds, 3 scopes, aborts and a kill -9, in three modes
+    utilisation the same clients against a limit of 64 reservations a minute
+    histories   random steps on both stores side by side, answers and sums compared
+    retry-after random states: a client that waits exactly so long, alone, is admitted
+    cancels     reserves cancelled or timed out: wrong replies, leaked holds
+
+Usage: python loadtests/limits.py [--seeds 10] [--steps 50000] [--states 1000] [--cancels 100000]
+Exits 1 when a promise is not kept.
+"""
+
+import argparse
+import asyncio
+import sys
+import time
+
+from loadtests.cancels import cancel
+from loadtests.histories import walk
+from loadtests.honesty import dishonest
+from loadtests.overshoot import MODES, Setting, run
+from tests.support.valkey import Valkey, serving
+
+STEPS_EACH = 40
+#: A limit of 64 reservations of some 1,900 tokens, of which a third is used.
+UTILISATION = Setting(
+    "reserve",
+    1,
+    20.0,
+    limit=122_000,
+    per_minute=122_000,
+    reserved_to_actual=1 / 0.3,
+    kill_s=-1.0,
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=50_000)
+    parser.add_argument("--states", type=int, default=1_000)
+    parser.add_argument("--cancels", type=int, default=100_000)
+    told = parser.parse_args()
+    with serving() as server:
+        kept = [
+            overshoot(server, told.seeds),
+            utilisation(server),
+            histories(server, told.steps),
+            honesty(server, told.states),
+            cancels(server, told.cancels),
+        ]
+    return 0 if all(kept) else 1
+
+
+def overshoot(server: Valkey, seeds: int) -> bool:
+    worst = {}
+    for mode in MODES:
+        results = [
+            asyncio.run(run(Setting(mode, seed, 2.0), server.unix_url)) for seed in range(seeds)
+        ]
+        worst[mode] = max(result.overshoot for result in results)
+        requests = sum(result.requests for result in results)
+        print(
+            f"overshoot, {mode:8} {worst[mode]:+8.1%} worst of {seeds} seeds, {requests} requests"
+        )
+    return worst["reserve"] <= 0 < worst["prompt"] < worst["after"]
+
+
+def utilisation(server: Valkey) -> bool:
+    result = asyncio.run(run(UTILISATION, server.unix_url))
+    used = result.used / result.allowed
+    print(f"utilisation         {used:8.1%} of {result.allowed} tokens")
+    return 0.95 <= used <= 1
+
+
+def histories(server: Valkey, steps: int) -> bool:
+    taken, chance = 0, 0
+    while taken < steps:
+        examples = max(1, min(500, (steps - taken) // STEPS_EACH + 1))
+        taken += walk(
+            server.unix_url, server.admin, examples=examples, steps=STEPS_EACH, chance=chance
+        )
+        chance += 1
+    print(f"histories           {taken} steps, both stores agree")
+    return True
+
+
+def honesty(server: Valkey, states: int) -> bool:
+    tried, wrong = dishonest(server.unix_url, server.admin, states=states, chance=1)
+    print(f"retry-after         {wrong} dishonest of {tried} refusals")
+    return not wrong
+
+
+def cancels(server: Valkey, wanted: int) -> bool:
+    began_s = time.monotonic()
+    outcome = asyncio.run(cancel(server, wanted))
+    took_s = time.monotonic() - began_s
+    print(
+        f"cancelled, late     {outcome.lost}: {outcome.wrong} wrong, {outcome.leaked} leaked, {took_s:.0f} s"
+    )
+    return not outcome.wrong and not outcome.leaked
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""The short forms of loadtests/limits.py: 5,000 random steps, honest waits, overshoot by mode."""
+
+import pytest
+
+from loadtests.cancels import cancel
+from loadtests.histories import walk
+from loadtests.honesty import dishonest
+from loadtests.overshoot import Setting, run
+from tests.support.valkey import own_valkey, valkey
+
+__all__ = ["own_valkey", "valkey"]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("chance", [1, 2])
+def test_stores_agree_through_random_histories(own_valkey, chance):
+    assert walk(own_valkey.unix_url, own_valkey.admin, examples=65, steps=45, chance=chance) >= 1500
+
+
+@pytest.mark.timeout(300)
+def test_client_that_waits_as_long_as_told_is_admitted(valkey):
+    refused, wrong = dishonest(valkey.unix_url, valkey.admin, states=200, chance=1)
+
+    assert refused > 100
+    assert wrong == 0
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("mode", "least", "most"), [("reserve", -1, 0), ("prompt", 0.2, 9), ("after", 0.4, 9)]
+)
+async def test_only_what_is_reserved_does_not_overshoot(valkey, mode, least, most):
+    result = await run(Setting(mode, 1, 1.5), valkey.unix_url)
+
+    assert least < result.overshoot <= most
+    assert result.killed > 0
+    # The store says what the clients' logs say.
+    tenant_left = result.left[0]
+    assert abs(tenant_left - (20_000 - result.used)) <= result.allowed - 20_000 + 1
+
+
+@pytest.mark.timeout(300)
+async def test_lost_calls_leak_nothing_and_get_nobody_elses_reply(own_valkey):
+    outcome = await cancel(own_valkey, 2_000)
+
+    assert outcome.lost >= 2_000
+    assert (outcome.wrong, outcome.leaked) == (0, 0)
