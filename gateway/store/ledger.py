@@ -117,11 +117,12 @@ def flaw_of(record: UsageRecord) -> str:
 
 async def _insert(db: Database, batch: Sequence[Pair]) -> Inserted:
     """All or nothing."""
-    sound = [record for _, record in batch if not flaw_of(record)]
+    flaws = [flaw_of(record) for _, record in batch]
+    sound = [record for (_, record), flaw in zip(batch, flaws, strict=True) if not flaw]
     async with db.begin() as connection:
         known = await _known_hashes(connection, [record.request_id for record in sound])
         prices = await prices_of(connection, {record.price_id for record in sound})
-        found = _sort(batch, known, prices)
+        found = _sort(batch, flaws, known, prices)
         if found.new:
             await _enter(connection, found.new)
         for payload, request_id, reason in found.aside:
@@ -142,12 +143,17 @@ async def _enter(connection: AsyncConnection, new: Sequence[Entry]) -> None:
     await books.write(connection)
 
 
-def _sort(batch: Sequence[Pair], known: dict[str, bytes], prices: Mapping[int, Price]) -> Sorted:
+def _sort(
+    batch: Sequence[Pair],
+    flaws: Sequence[str],
+    known: dict[str, bytes],
+    prices: Mapping[int, Price],
+) -> Sorted:
     """What of a batch is new, known, or wrong. ``known`` takes in what is new."""
     found = Sorted([], 0, [])
-    for payload, record in batch:
+    for (payload, record), said in zip(batch, flaws, strict=True):
         digest = _digest(payload)
-        flaw = flaw_of(record)
+        flaw = said
         seen = None if flaw else known.get(record.request_id)
         if seen == digest:
             found.duplicates += 1
