@@ -18,6 +18,7 @@ class Call:
     """
 
     __slots__ = (
+        "claim",
         "envelope",
         "exchange",
         "relay",
@@ -37,6 +38,7 @@ class Call:
         self.request_id = request_id
         self.trace = trace
         self.status = 0
+        self.claim = ""  # the name that this request holds for its Idempotency-Key
         self.envelope: Envelope | None = None
         self.exchange: Exchange | None = None
         self.relay: Relay | None = None

@@ -28,10 +28,12 @@ from gateway.contract.envelope import (
 )
 from gateway.contract.errors import (
     ContractError,
+    IdempotencyKeyUsed,
     InvalidBody,
     InvalidKey,
     LimitExceeded,
     ModelNotFound,
+    ModelNotPriced,
     NoCapacity,
     Overdue,
     StoreAway,
@@ -69,6 +71,7 @@ from routing.topology import Endpoint, Pool
 SLICED_BYTES = 65_536
 #: An unsettled reservation outlives the longest stream by a day: time to find it after a crash.
 RESERVATION_GRACE_S = 86_400
+IDEMPOTENCY_KEY_BYTES_MAX = 255
 #: Attempts that are nobody's failure: a kept socket that had died, a 400 that taught how to ask.
 FREE_RETRIES_MAX = 2
 ALARM_EVERY_S = 60.0
@@ -140,8 +143,13 @@ class Inference:
             )
         intent = await self._plan(terms, envelope, call.request.body)
         started_ms = self._unix_ms()
-        slot = self._desk.claim()
-        verdict, charges = await self._reserve(call, slot, terms, intent, started_ms)
+        await self._claim(call, terms)
+        try:
+            slot = self._desk.claim()
+            verdict, charges = await self._reserve(call, slot, terms, intent, started_ms)
+        except BaseException:
+            self._unclaim(call, principal)  # no engine saw it: the key may come again
+            raise
         call.exchange = Exchange(
             request_id=call.request_id,
             principal=principal,
@@ -191,11 +199,40 @@ class Inference:
         return principal.key.models is None or model.name in principal.key.models
 
     def _resolve(self, principal: Principal, name: str) -> ModelDoc:
-        """A model the key may not use answers as one that does not exist."""
+        """A model the key may not use answers as one that does not exist; one without a price is free,
+        but not to who pays.
+        """
         model = self._snapshot.model_by_name.get(name)
         if model is None or not self.may_use(principal, model):
             raise ModelNotFound(name)
+        if principal.tenant.pays and principal.price_of(model) is None:
+            raise ModelNotPriced(name)  # free work for who pays would be nobody's
         return model
+
+    async def _claim(self, call: Call, terms: Terms) -> None:
+        """One Idempotency-Key of a project is one request, from admission to a day after its end."""
+        text = call.request.header(b"idempotency-key")
+        if text is None:
+            return
+        if not 0 < len(text) <= IDEMPOTENCY_KEY_BYTES_MAX:
+            raise InvalidBody(
+                f"The Idempotency-Key header has 1 to {IDEMPOTENCY_KEY_BYTES_MAX} characters.", None
+            )
+        principal = terms.principal
+        said = f"{principal.project.id}:{text.decode('latin-1')}"
+        name = identity.digest(self._pepper, said).hex()[:32]
+        ttl_s = int(terms.model.timeouts.stream_s) + RESERVATION_GRACE_S
+        try:
+            first = await self._store.claim(principal.tag, name, call.request_id, ttl_s)
+        except StoreUnavailable:
+            raise StoreAway from None
+        if first != call.request_id:
+            raise IdempotencyKeyUsed(first)
+        call.claim = name
+
+    def _unclaim(self, call: Call, principal: Principal) -> None:
+        if call.claim:
+            self._store.unclaim(principal.tag, call.claim, call.request_id)
 
     def _refuse_unbilled(self, principal: Principal) -> None:
         """Endings that bill nothing are free work, so they are bounded too."""
@@ -242,6 +279,7 @@ class Inference:
         envelope = call.envelope
         assert envelope is not None
         principal, model = terms.principal, terms.model
+        price = principal.price_of(model)
         charges = terms.charges(
             (
                 1,
@@ -263,7 +301,7 @@ class Inference:
             principal.project.id,
             principal.key.id,
             model.id,
-            model.price.id if model.price else 0,
+            price.id if price else 0,
             OPERATIONS.index(envelope.operation),
             envelope.n,
             envelope.prompts,
@@ -389,6 +427,7 @@ class Inference:
             self._admission.ended(exchange.request_id)
         self._learn(call, exchange)
         if record is None:
+            self._unclaim(call, exchange.principal)
             return
         self._count(exchange.model, record)
         if not any(record.billed.values()):

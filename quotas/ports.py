@@ -121,6 +121,17 @@ class QuotaStore(Protocol):
         """
         ...
 
+    async def claim(self, tag: str, name: str, request_id: str, ttl_s: int) -> str:
+        """The request that holds ``name``: this one, for ``ttl_s``, or the one that came before.
+
+        Raises ``StoreUnavailable``; then nothing is claimed, or given back in the background.
+        """
+        ...
+
+    def unclaim(self, tag: str, name: str, request_id: str) -> None:
+        """Queue; the name is free again, if this request holds it."""
+        ...
+
     def settle_lag_s(self) -> float:
         """Age of the oldest settle or release not yet acknowledged; 0 when there is none."""
         ...

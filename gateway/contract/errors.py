@@ -148,6 +148,24 @@ class ModelNotFound(ContractError):
         super().__init__(f"The model `{model}` does not exist or you do not have access to it.")
 
 
+class IdempotencyKeyUsed(ContractError):
+    """The key came with another request that runs, or ended within a day: nothing is made twice."""
+
+    status = 409
+    type = INVALID_REQUEST
+    code = "idempotency_key_used"
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            f"The Idempotency-Key belongs to request {request_id}, which runs or ended within 24 "
+            "hours. Answers are not kept: use a new key to ask again."
+        )
+        self.headers = (
+            (b"x-tf-first-request-id", request_id.encode()),
+            (b"x-should-retry", b"false"),
+        )
+
+
 class UnknownRoute(ContractError):
     status = 404
     type = INVALID_REQUEST
@@ -305,7 +323,7 @@ class CostUnbounded(ContractError):
 
 
 class ModelNotPriced(ContractError):
-    """The caller's spending is limited in a currency, and the model has no price in it."""
+    """The caller pays, or its spending is limited in a currency, and the model has no price in it."""
 
     status = 403
     type = INVALID_REQUEST

@@ -55,6 +55,7 @@ class MemoryStore:
         self._now_ms = now_ms
         self._tags: dict[str, Tag] = {}
         self._ended: deque[tuple[Tag, str]] = deque()
+        self._claims: dict[tuple[str, str], tuple[str, int]] = {}  # name -> (request id, until)
         self._until_sweep = SWEEP_EVERY
 
     # -- admission ---------------------------------------------------------------------------
@@ -225,6 +226,21 @@ class MemoryStore:
         return True
 
     # -- the rest of the port ----------------------------------------------------------------
+
+    async def claim(self, tag: str, name: str, request_id: str, ttl_s: int) -> str:
+        now_ms = self._now_ms()
+        held = self._claims.get((tag, name))
+        if held is not None and held[1] > now_ms:
+            return held[0]
+        self._claims.pop((tag, name), None)  # so that the oldest stay first
+        while self._claims and next(iter(self._claims.values()))[1] <= now_ms:
+            del self._claims[next(iter(self._claims))]
+        self._claims[tag, name] = (request_id, now_ms + ttl_s * 1000)
+        return request_id
+
+    def unclaim(self, tag: str, name: str, request_id: str) -> None:
+        if self._claims.get((tag, name), ("", 0))[0] == request_id:
+            del self._claims[tag, name]
 
     def settle_lag_s(self) -> float:
         """Always 0: nothing is queued."""

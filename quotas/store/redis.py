@@ -65,7 +65,12 @@ SEED = _Script("levels", "moves", "seed")
 ADJUST = _Script("levels", "adjust")
 EPOCH = _Script("levels", "epoch")
 RENEW = _Script("levels", "renew")
-SCRIPTS = (RESERVE, SETTLE, RELEASE, EXPIRE, RENEW, INSPECT, EPOCH, SEED, ADJUST, REHOLD)
+CLAIM = _Script("levels", "claim")
+UNCLAIM = _Script("levels", "unclaim")
+SCRIPTS = (
+    *(RESERVE, SETTLE, RELEASE, EXPIRE, RENEW, INSPECT, EPOCH, SEED, ADJUST, REHOLD),
+    *(CLAIM, UNCLAIM),
+)
 
 T = TypeVar("T")
 
@@ -235,6 +240,21 @@ class RedisStore:
         self._let_go(tag, reservation_id)
         self._queue(_Job(EXPIRE, _keys(tag, reservation_id), (self._nonce,), None))
 
+    async def claim(self, tag: str, name: str, request_id: str, ttl_s: int) -> str:
+        if not self._pipeline.connected:
+            raise StoreUnavailable("the store is not connected")
+        try:
+            reply = await self._call(CLAIM, [_claim_key(tag, name)], (request_id, ttl_s * 1000))
+        except (StoreUnavailable, asyncio.CancelledError):
+            self.unclaim(tag, name, request_id)  # it may have been claimed
+            raise
+        self._note_clock(reply)
+        held = reply[1]
+        return held.decode() if isinstance(held, bytes) else str(held)
+
+    def unclaim(self, tag: str, name: str, request_id: str) -> None:
+        self._queue(_Job(UNCLAIM, [_claim_key(tag, name)], (request_id,), None))
+
     def settle_lag_s(self) -> float:
         oldest = next(iter(self._unacknowledged), None)
         return 0.0 if oldest is None else time.monotonic() - oldest.queued_s
@@ -357,6 +377,10 @@ class RedisStore:
             held.discard(reservation_id)
             if not held:
                 del self._holding[tag]
+
+
+def _claim_key(tag: str, name: str) -> str:
+    return f"tf:{{{tag}}}:c:{name}"
 
 
 def _keys(tag: str, reservation_id: str, scopes: Sequence[str] = ()) -> list[str]:

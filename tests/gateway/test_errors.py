@@ -44,6 +44,7 @@ EXAMPLES = {
     "TooManyReads": contract.TooManyReads(4),
     "GenerationNotFound": contract.GenerationNotFound(),
     "ModelNotFound": contract.ModelNotFound("gpt-9"),
+    "IdempotencyKeyUsed": contract.IdempotencyKeyUsed("ab"),
     "UnknownRoute": contract.UnknownRoute("GET", "/v2"),
     "MethodNotAllowed": MethodNotAllowed("GET", "POST"),
     "ContextLengthExceeded": ContextLengthExceeded("too long"),
