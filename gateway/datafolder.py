@@ -104,6 +104,10 @@ class DataFolder:
         """What the admin API asks of an operator."""
         return self.secret("operator_token", lambda: "tfo_" + secrets.token_urlsafe(32))
 
+    def statement_key(self) -> str:
+        """The seed of the key that signs statements; hosts that sign alike share the file."""
+        return self.secret("statement_key", lambda: secrets.token_hex(32))
+
     def socket_dir(self) -> Path:
         """Where unix sockets go: this folder, or a short private one when its path is too long."""
         if len(os.fsencode(self.path / "valkey.sock")) <= SOCKET_PATH_BYTES_MAX:

@@ -87,6 +87,7 @@ class Exchange:
         "n",
         "operation",
         "outcome",
+        "price",
         "principal",
         "prompt_estimate",
         "prompts",
@@ -116,6 +117,7 @@ class Exchange:
         self.request_id = request_id
         self.principal = principal
         self.model = model
+        self.price = principal.price_of(model)  # frozen at admission
         self.operation = operation
         self.prompts = prompts
         self.n = n
@@ -207,7 +209,7 @@ class Exchange:
             project_id=self.principal.project.id,
             key_id=self.principal.key.id,
             model_id=self.model.id,
-            price_id=self.model.price.id if self.model.price else 0,
+            price_id=self.price.id if self.price else 0,
             operation=self.operation,
             choices=self.n,
             prompts=self.prompts,
@@ -241,7 +243,7 @@ class Exchange:
         )
 
     def _meters(self) -> tuple[str, ...]:
-        return tuple(self.model.price.nano) if self.model.price else ()
+        return tuple(self.price.nano) if self.price else ()
 
     def _charged(self, settled: Settled) -> tuple[Charge, ...]:
         """True amounts per limit; nothing is refunded that was not proven unused.
@@ -261,7 +263,7 @@ class Exchange:
 
     def _cost_micro(self, usage: TokenUsage) -> int:
         """What is billed, in micro-units rounded up."""
-        price = self.model.price
+        price = self.price
         if price is None or not self.reached_engine:
             return 0
         return micro(total(rate(price, usage.meters(), self.operation, self.started_ms)))

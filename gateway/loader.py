@@ -22,8 +22,9 @@ from gateway.snapshot import (
     Timeouts,
     encode_doc,
 )
-from gateway.store import catalog, changes
+from gateway.store import catalog, changes, contracts
 from gateway.store.accounts import models_of
+from gateway.store.credit import DEFAULT_CURRENCY
 from gateway.store.database import Database
 from gateway.store.limits import LimitName, LimitValue, read_limits
 from gateway.store.schema import (
@@ -95,10 +96,15 @@ class Loader:
         match kind:
             case "tenant":
                 name = str(row["name"])
+                tenant_id = _int(row["id"])
+                contract = await contracts.newest(connection, tenant_id)
                 return TenantDoc(
-                    id=_int(row["id"]),
+                    id=tenant_id,
                     name=name,
                     time_zone=str(row["time_zone"]),
+                    currency=contract.currency if contract else DEFAULT_CURRENCY,
+                    pays=contract is not None and contract.pays,
+                    prices=await catalog.prices_of_tenant(connection, tenant_id),
                     **await _limits(connection, "tenant", _int(row["id"]), f"tenant {name}"),
                 )
             case "project":

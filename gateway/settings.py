@@ -100,6 +100,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Meta(description="secret of the key digests; default: made once in the data folder"),
     ] = None
+    stripe_secret: Annotated[
+        str | None,
+        Meta(description="signing secret of Stripe's webhook at /webhooks/stripe; none = off"),
+    ] = None
     drain_s: Annotated[float, Meta(ge=0, description="time streams get to finish on SIGTERM")] = (
         30.0
     )
@@ -152,6 +156,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     wire: WireSettings = WireSettings()
 
 
+SECRETS = (("pepper",), ("stripe_secret",))
 #: Scheme, host and port; no path, no upper case, no wildcard.
 ORIGIN = re.compile(r"https?://(?:[0-9a-z._-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
 #: How near an unknown variable must be to count as mistyped: TF_PROT is, TF_CPP_MIN_LOG_LEVEL not.
@@ -272,14 +277,14 @@ def reference() -> str:
 
 
 def shown(settings: Settings) -> dict[str, str]:
-    """Every value as text by path, without the secrets: a pepper, passwords inside URLs."""
+    """Every value as text by path, without the secrets, or the passwords inside URLs."""
     values = {}
     for field in _fields(Settings):
         value: Any = settings
         for name in field.path:
             value = getattr(value, name)
         text = _text(value)
-        if field.path == ("pepper",) and text:
+        if field.path in SECRETS and text:
             text = "(set)"
         values[".".join(field.path)] = _without_password(text)
     return values
@@ -313,7 +318,7 @@ def _value(field: _Field, origin: str, text: str) -> Any:
         return msgspec.convert(text, field.type, strict=False)
     except msgspec.ValidationError:
         # A secret must not come back out of an error message.
-        seen = "(hidden)" if field.path == ("pepper",) else repr(_without_password(text))
+        seen = "(hidden)" if field.path in SECRETS else repr(_without_password(text))
         raise SettingsError(f"{origin}={seen}: expected {_expected(field.type)}") from None
 
 

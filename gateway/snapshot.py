@@ -28,12 +28,17 @@ class _Scope(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TenantDoc(_Scope, frozen=True, kw_only=True):
-    """``time_zone``: in which its days, weeks and months begin; ``currency``: of its budgets."""
+    """``time_zone``: in which its days, weeks and months begin; ``currency``: of its contract and
+    budgets. ``pays``: it has a contract under which something is owed. ``prices``: what it pays for a
+    model, by the model's id, in place of everybody's price.
+    """
 
     id: int
     name: str
     time_zone: str = "UTC"
     currency: str = "USD"
+    pays: bool = False
+    prices: dict[int, Price] = {}
 
 
 class ProjectDoc(_Scope, frozen=True, kw_only=True):
@@ -114,6 +119,10 @@ class Principal:
         self.limits = tenant.limits + project.limits + key.limits
         self.tag = f"t{tenant.id}"
         self.terms: dict[int, Any] = {}
+
+    def price_of(self, model: ModelDoc) -> Price | None:
+        """What the tenant pays for a model: its own price, else everybody's."""
+        return self.tenant.prices.get(model.id, model.price)
 
     def limits_for(self, model_id: int) -> tuple[Limit, ...]:
         """Every limit of a request for one model, but those of an end user."""

@@ -115,8 +115,9 @@ class Terms:
         self.families: tuple[Family, ...] = families_of(limits)
         self.spends = any(limit.dimension == "money" and not limit.shadow for limit in limits)
         self.currency = principal.tenant.currency
-        priced = model.price is not None and model.price.currency == self.currency
-        self.price = model.price if priced else None
+        price = principal.price_of(model)
+        priced = price is not None and price.currency == self.currency
+        self.price = price if priced else None
         self.labels = tuple([labels_of(scope_of(limit), limit.dimension) for limit in limits])
         self.has_users = bool(principal.user_limits())
         self._ceiling = None if self.price is None else price_ceiling(self.price)

@@ -74,9 +74,13 @@ PROVEN_ELSEWHERE = {
     "gateway.cli.limits": "gateway/cli/test_offline.py",
     "gateway.cli.models": "gateway/cli/test_offline.py",
     "gateway.cli.reconcile": "flows/test_reconcile.py",
+    "gateway.cli.credits": "gateway/cli/test_money.py",
+    "gateway.cli.statements": "gateway/cli/test_money.py",
     "gateway.cli.settings_options": "gateway/cli/test_main.py",
     "gateway.cli.usage": "gateway/cli/test_offline.py",
     # one test over several files that make one thing
+    "gateway.control.bodies": "gateway/control/test_app.py gateway/control/test_money.py",
+    "gateway.store.margins": "gateway/control/test_money.py",
     "gateway.control.core": "gateway/test_controlplane.py gateway/control/test_app.py",
     "gateway.control.examination": "gateway/test_controlplane.py",
     "gateway.demo.answer": "gateway/demo/test_engine.py",

@@ -94,8 +94,24 @@ class Admin:
     async def doctor(self) -> Any:
         return (await self._ask("GET", "/admin/v1/doctor"))["data"]
 
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        params: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Any:
+        """Any route; its answer as plain values."""
+        return await self._ask(method, path, body, params, headers)
+
     async def _ask(
-        self, method: str, path: str, body: Any = None, params: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        params: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
     ) -> Any:
         try:
             response = await self._http.request(
@@ -103,7 +119,7 @@ class Admin:
                 path,
                 # msgspec, because YAML has dates: they travel as text.
                 content=None if body is None else msgspec.json.encode(body),
-                headers={"content-type": "application/json"},
+                headers={"content-type": "application/json"} | (headers or {}),
                 params=params,
             )
         except httpx.HTTPError as error:

@@ -32,6 +32,12 @@ COMMANDS = {
         "gateway.cli.reconcile:reconcile",
         "Compare engines' own token counters with the records.",
     ),
+    "credits": ("gateway.cli.credits:credits", "Give a tenant credit, take it back, show it."),
+    "statements": (
+        "gateway.cli.statements:statements",
+        "Close months, show statements, export them signed.",
+    ),
+    "verify": ("gateway.cli.statements:verify", "Check a signed statement, offline."),
     "config": ("gateway.cli.config:config", "Settings and where each comes from."),
     "doctor": ("gateway.cli.doctor:doctor", "Look for what will go wrong."),
     "version": ("gateway.cli.config:version", "The version of this program."),

@@ -10,12 +10,10 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, date, datetime
-from json import JSONDecodeError
 from typing import Any
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import select
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -28,18 +26,29 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import identity
+from gateway.control.bodies import (
+    expires_s,
+    json_answer,
+    number,
+    read_body,
+    since_ms,
+    typed,
+    typed_values,
+)
 from gateway.control.explanations import NoProcess, UnknownSubject
 from gateway.control.limits import LimitsChange, LimitsDesk
+from gateway.control.money import Money, MoneyDeps
 from gateway.declared.apply import Applier
 from gateway.declared.document import DeclaredError, EndpointPart, load, parse
 from gateway.metering.reconcile import Report
+from gateway.signing import Signer
 from gateway.store import accounts, catalog, changes, ledger, usage
 from gateway.store.database import Database
 from gateway.store.reconciliations import read_reports
 from gateway.store.schema import models, pools
+from quotas.statement import StatementWrong
 
 RECORDS_PER_PAGE_MAX = 10_000
-BODY_BYTES_MAX = 16 << 20
 #: What a database that is away raises, through its driver and before it.
 AWAY = (OperationalError, InterfaceError, PoolTimeout, OSError)
 _log = logging.getLogger("gateway.control.app")
@@ -49,7 +58,9 @@ TOKENS_MAX = 10**9
 
 
 class ControlDeps(msgspec.Struct, frozen=True, kw_only=True):
-    """What the handlers need. ``changed`` runs after a write, ``ship`` before a read of usage."""
+    """What the handlers need. ``changed`` runs after a write, ``ship`` before a read of usage,
+    ``credited`` after one that moved tenants' balances.
+    """
 
     db: Database
     pepper: bytes
@@ -63,6 +74,9 @@ class ControlDeps(msgspec.Struct, frozen=True, kw_only=True):
     doctor: Callable[[], Awaitable[list[Any]]]
     reconcile: Callable[[], Awaitable[list[Report]]]
     explain: Callable[[str, str, int, int], Awaitable[Mapping[str, object]]]
+    credited: Callable[[list[int]], Awaitable[None]]
+    signer: Signer
+    stripe_secret: str | None = None
 
 
 class _NewKey(BaseModel):
@@ -96,6 +110,16 @@ class _Apply(BaseModel):
 def build_app(deps: ControlDeps) -> Starlette:
     """Every route of the control listener. Admin routes live behind the token, by construction."""
     admin = _Admin(deps)
+    money = Money(
+        MoneyDeps(
+            db=deps.db,
+            signer=deps.signer,
+            stripe_secret=deps.stripe_secret,
+            changed=deps.changed,
+            credited=deps.credited,
+            ship=deps.ship,
+        )
+    )
     return Starlette(
         routes=[
             Route("/healthz", lambda _: JSONResponse({"status": "ok"})),
@@ -111,6 +135,7 @@ def build_app(deps: ControlDeps) -> Starlette:
             Route("/admin/v1/usage", admin.usage, methods=["GET"]),
             Route("/admin/v1/usage/records", admin.records, methods=["GET"]),
             Route("/admin/v1/doctor", admin.doctor, methods=["GET"]),
+            *money.routes(),
             Route("/admin/v1/limits", admin.list_limits, methods=["GET"]),
             Route("/admin/v1/limits", admin.change_limits, methods=["POST"]),
             Route("/admin/v1/reconciliations", admin.reconcile, methods=["POST"]),
@@ -125,6 +150,7 @@ def build_app(deps: ControlDeps) -> Starlette:
             accounts.Conflict: _problem(409, "Conflict"),
             UnknownSubject: _problem(404, "Not found"),
             NoProcess: _problem(503, "Levels are not known"),
+            StatementWrong: _problem(409, "The books do not add up"),
             ValueError: _problem(400, "Bad request"),
             **dict.fromkeys(AWAY, _database_away),
         },
@@ -166,14 +192,14 @@ class _Admin:
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def doctor(self, _request: Request) -> Response:
-        return _json({"data": await self._deps.doctor()})
+        return json_answer({"data": await self._deps.doctor()})
 
     # -- the declared file -------------------------------------------------------------------
 
     async def apply(self, request: Request) -> Response:
-        raw = await _body(request)
+        raw = await read_body(request)
         if "json" in request.headers.get("content-type", ""):
-            body = _typed(_Apply, raw)
+            body = typed(_Apply, raw)
             declared = parse(body.document, body.file)
             prune, dry_run, file = body.prune, body.dry_run, body.file
         else:
@@ -184,17 +210,17 @@ class _Admin:
         applied = await self._applier.apply(declared, file, prune=prune, dry_run=dry_run)
         if not dry_run:
             await self._deps.changed()
-        return _json(applied)
+        return json_answer(applied)
 
     # -- keys --------------------------------------------------------------------------------
 
     async def list_keys(self, _request: Request) -> Response:
         async with self._db.read() as connection:
             rows = await accounts.list_keys(connection)
-        return _json({"data": [_key_shown(row, _now_ms()) for row in rows]})
+        return json_answer({"data": [_key_shown(row, _now_ms()) for row in rows]})
 
     async def create_key(self, request: Request) -> Response:
-        body = _typed(_NewKey, await _body(request))
+        body = typed(_NewKey, await read_body(request))
         tenant, project, name = accounts.split_path(body.path)
         minted, now_ms = self._mint(), _now_ms()
         async with self._db.begin() as connection:
@@ -205,7 +231,7 @@ class _Admin:
                 project_id,
                 name,
                 None if body.models is None else tuple(body.models),
-                None if body.expires is None else _expires_s(body.expires),
+                None if body.expires is None else expires_s(body.expires),
                 now_ms,
             )
             digest = self._digest(minted.token)
@@ -216,7 +242,7 @@ class _Admin:
         )
 
     async def rotate_key(self, request: Request) -> Response:
-        body = _typed(_Path, await _body(request))
+        body = typed(_Path, await read_body(request))
         minted, now_ms = self._mint(), _now_ms()
         async with self._db.begin() as connection:
             key_id = await accounts.find_key(connection, body.path)
@@ -225,7 +251,7 @@ class _Admin:
         return await self._changed({"path": body.path, "secret": minted.token, "version": version})
 
     async def revoke_key(self, request: Request) -> Response:
-        body = _typed(_Path, await _body(request))
+        body = typed(_Path, await read_body(request))
         async with self._db.begin() as connection:
             key_id = await accounts.find_key(connection, body.path)
             await accounts.revoke(connection, key_id, _now_ms())
@@ -266,12 +292,12 @@ class _Admin:
                         },
                     }
                 )
-        return _json({"data": shown})
+        return json_answer({"data": shown})
 
     async def add_model(self, request: Request) -> Response:
-        body = _typed(_NewModel, await _body(request))
+        body = typed(_NewModel, await read_body(request))
         url = body.url.rstrip("/").removesuffix("/v1")
-        _typed_values(EndpointPart, {"url": url})
+        typed_values(EndpointPart, {"url": url})
         upstream = body.upstream or body.name
         found = await self._deps.probe(url, upstream)
         pool = body.pool or body.name.replace("/", "-")
@@ -291,18 +317,18 @@ class _Admin:
     # -- limits ------------------------------------------------------------------------------
 
     async def list_limits(self, request: Request) -> Response:
-        return _json({"data": await self._limits.list(request.query_params.get("path", ""))})
+        return json_answer({"data": await self._limits.list(request.query_params.get("path", ""))})
 
     async def change_limits(self, request: Request) -> Response:
-        wanted = _typed(LimitsChange, await _body(request))
-        return _json(await self._limits.change(wanted))
+        wanted = typed(LimitsChange, await read_body(request))
+        return json_answer(await self._limits.change(wanted))
 
     async def explain(self, request: Request) -> Response:
         query = request.query_params
         key, model = query.get("key", ""), query.get("model", "")
-        tokens = _number(query.get("tokens", str(EXPLAIN_TOKENS)), "tokens", 1, TOKENS_MAX)
-        answer = _number(query.get("max_tokens", str(tokens // 2)), "max_tokens", 0, tokens)
-        return _json(await self._deps.explain(key, model, tokens - answer, answer))
+        tokens = number(query.get("tokens", str(EXPLAIN_TOKENS)), "tokens", 1, TOKENS_MAX)
+        answer = number(query.get("max_tokens", str(tokens // 2)), "max_tokens", 0, tokens)
+        return json_answer(await self._deps.explain(key, model, tokens - answer, answer))
 
     # -- usage -------------------------------------------------------------------------------
 
@@ -311,38 +337,38 @@ class _Admin:
         if by not in ("key", "model", "day"):
             raise HTTPException(400, "by: expected key, model or day")
         await self._deps.ship()
-        since_ms = _since_ms(request)
-        return _json({"data": await usage.summary(self._db, by, since_ms)})  # type: ignore[arg-type]
+        found = await usage.summary(self._db, by, since_ms(request))  # type: ignore[arg-type]
+        return json_answer({"data": found})
 
     async def records(self, request: Request) -> Response:
         query = request.query_params
-        limit = _number(query.get("limit", "1000"), "limit", 1, RECORDS_PER_PAGE_MAX)
-        after = _number(query.get("cursor", query.get("after", "0")), "cursor", 0, 1 << 62)
+        limit = number(query.get("limit", "1000"), "limit", 1, RECORDS_PER_PAGE_MAX)
+        after = number(query.get("cursor", query.get("after", "0")), "cursor", 0, 1 << 62)
         await self._deps.ship()
         page, cursor = await usage.read_records(
-            self._db, after_id=after, limit=limit, since_ms=_since_ms(request)
+            self._db, after_id=after, limit=limit, since_ms=since_ms(request)
         )
-        return _json({"data": page, "next": None if cursor is None else str(cursor)})
+        return json_answer({"data": page, "next": None if cursor is None else str(cursor)})
 
     # -- engines' counters -------------------------------------------------------------------
 
     async def reconcile(self, _request: Request) -> Response:
         """Judge every endpoint up to now."""
-        return _json({"data": [_report_shown(each) for each in await self._deps.reconcile()]})
+        return json_answer({"data": [_report_shown(each) for each in await self._deps.reconcile()]})
 
     async def reconciliations(self, request: Request) -> Response:
         """What was found before, newest first."""
         query = request.query_params
-        limit = _number(query.get("limit", "100"), "limit", 1, RECORDS_PER_PAGE_MAX)
+        limit = number(query.get("limit", "100"), "limit", 1, RECORDS_PER_PAGE_MAX)
         found = await read_reports(self._db, endpoint=query.get("endpoint"), limit=limit)
         reports = [msgspec.json.decode(text, type=Report) for text in found]
-        return _json({"data": [_report_shown(each) for each in reports]})
+        return json_answer({"data": [_report_shown(each) for each in reports]})
 
     # -- shared ------------------------------------------------------------------------------
 
     async def _changed(self, said: Mapping[str, object], status: int = 200) -> Response:
         await self._deps.changed()
-        return _json(said, status)
+        return json_answer(said, status)
 
     def _mint(self) -> identity.MintedKey:
         return identity.mint(self._deps.key_env, secrets.token_bytes)
@@ -372,73 +398,6 @@ def _database_away(_request: Request, error: Exception) -> Response:
 def _http_problem(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return problem(error.status_code, error.detail, error.detail)
-
-
-def _json(value: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
-
-
-async def _body(request: Request) -> bytes:
-    parts = bytearray()
-    async for piece in request.stream():
-        parts += piece
-        if len(parts) > BODY_BYTES_MAX:
-            raise HTTPException(413, f"the body is larger than {BODY_BYTES_MAX} bytes")
-    return bytes(parts)
-
-
-def _typed(kind: type[Any], raw: bytes) -> Any:
-    try:
-        return kind.model_validate_json(raw)
-    except (ValidationError, JSONDecodeError, UnicodeDecodeError) as error:
-        raise HTTPException(400, _first_fault(error)) from None
-
-
-def _typed_values(kind: type[Any], values: Mapping[str, object]) -> Any:
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise HTTPException(400, _first_fault(error)) from None
-
-
-def _first_fault(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return "the body is not JSON"
-    first = error.errors(include_url=False, include_input=False)[0]
-    path = ".".join(str(step) for step in first["loc"])
-    return f"{path}: {first['msg']}" if path else first["msg"]
-
-
-def _number(text: str, name: str, low: int, high: int) -> int:
-    if not text.isdigit() or not low <= int(text) <= high:
-        raise HTTPException(400, f"{name}: {text[:40]!r}: expected a number from {low} to {high}")
-    return int(text)
-
-
-def _since_ms(request: Request) -> int:
-    text = request.query_params.get("since")
-    return 0 if text is None else _moment(text, "since")
-
-
-def _expires_s(text: str) -> int:
-    """A date is its last second, in UTC."""
-    moment = _moment(text, "expires") // 1000
-    return moment + 86_399 if len(text) == len("2027-06-30") else moment
-
-
-def _moment(text: str, name: str) -> int:
-    """Unix ms of a date (its first moment) or a time; without a zone it is UTC."""
-    try:
-        try:
-            parsed = datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC)
-        except ValueError:
-            parsed = datetime.fromisoformat(text)
-            parsed = parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
-    except ValueError:
-        raise HTTPException(
-            400, f"{name}: {text[:40]!r}: expected a date such as 2027-06-30, or a time"
-        ) from None
-    return int(parsed.timestamp() * 1000)
 
 
 def _key_shown(row: accounts.KeyRow, now_ms: int) -> dict[str, object]:

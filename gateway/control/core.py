@@ -31,6 +31,7 @@ from gateway.control.probes import HEALTH_EVERY_S, UNHEALTHY_AFTER, Prober, targ
 from gateway.control.reads import Reads
 from gateway.control.reconciler import QUIET_MS, Reconciler
 from gateway.control.totals import Totals
+from gateway.datafolder import DataFolder
 from gateway.link.messages import Signals
 from gateway.link.server import LinkServer
 from gateway.loader import Loader
@@ -38,6 +39,7 @@ from gateway.metering.inquest import context_from
 from gateway.metering.reconcile import Report
 from gateway.metering.shipper import Shipper
 from gateway.settings import Settings
+from gateway.signing import Signer
 from gateway.store.database import PepperMismatch, open_database
 from gateway.store.ledger import Pair, count_quarantined, insert_records, known_ids
 from gateway.wire.fetch import fetch
@@ -113,6 +115,7 @@ class Core:
         if settings.redis_url:  # one that other hosts may share
             self.announcements = Announcements(settings.redis_url, self.feed.poll)
         self._quarantined_rows = 0
+        self._signer = Signer(DataFolder(settings.data_dir).statement_key())
         self._pepper = pepper.encode()
         self._operator_token = operator_token
 
@@ -171,6 +174,9 @@ class Core:
                 doctor=self._examine,
                 reconcile=self._reconcile,
                 explain=self.explanations.explain,
+                credited=self._credited,
+                signer=self._signer,
+                stripe_secret=self.settings.stripe_secret,
             )
         )
 
@@ -181,6 +187,9 @@ class Core:
         await self.feed.poll()
         if self.announcements is not None:
             await self.announcements.announce(self.feed.version)
+
+    async def _credited(self, _tenant_ids: list[int]) -> None:
+        """After a tenant's balance moved in SQL."""
 
     async def _ship(self) -> None:
         """Before usage is read. What cannot be shipped now is shown later."""

@@ -62,17 +62,21 @@ def context_from(snapshot: Snapshot) -> RecoveryContext:
                     return endpoint.url
         return ""
 
-    def meters_of(model_id: int, price_id: int) -> Container[str]:
-        model = snapshot.models.get(model_id)
-        price = model.price if model else None
-        if price is None:
-            return METERS if price_id else ()
-        return price.nano if price.id == price_id else METERS
-
     def price_of(model_id: int, price_id: int) -> Price | None:
         model = snapshot.models.get(model_id)
-        price = model.price if model else None
-        return price if price is not None and price.id == price_id else None
+        if model is not None and model.price is not None and model.price.id == price_id:
+            return model.price
+        for tenant in snapshot.tenants.values():
+            own = tenant.prices.get(model_id)
+            if own is not None and own.id == price_id:
+                return own
+        return None
+
+    def meters_of(model_id: int, price_id: int) -> Container[str]:
+        price = price_of(model_id, price_id)
+        if price is None:
+            return METERS if price_id else ()
+        return price.nano
 
     return RecoveryContext(charges_of, endpoint_name, meters_of, price_of)
 

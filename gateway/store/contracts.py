@@ -7,12 +7,12 @@ from collections.abc import Collection
 from typing import Any
 
 import msgspec
-from sqlalchemy import RowMapping, select, update
+from sqlalchemy import RowMapping, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.accounts import Conflict, NotFound, insert_row
-from gateway.store.schema import contracts, models, throughput_terms
-from quotas.contracts import Contract, ThroughputTerm
+from gateway.store.schema import contracts, models, throughput_terms, throughput_use
+from quotas.contracts import Contract, TermReport, ThroughputTerm, report
 
 #: What makes two versions the same contract.
 _CONTENT = ("kind", "currency", "credit_line_nano", "commitment_nano", "overage_ppm")
@@ -31,6 +31,11 @@ async def contracts_of(
     for row in rows.mappings():
         found.setdefault(row["tenant_id"], []).append(_contract(row))
     return found
+
+
+async def newest(connection: AsyncConnection, tenant_id: int) -> Contract | None:
+    """The contract as it was last agreed; it is in force at once."""
+    return next(iter((await contracts_of(connection, [tenant_id])).get(tenant_id, ())), None)
 
 
 def in_force(versions: list[Contract] | None, at_ms: int) -> Contract | None:
@@ -105,6 +110,16 @@ async def end_term(connection: AsyncConnection, term_id: int, now_ms: int) -> Th
         update(throughput_terms).where(throughput_terms.c.id == term_id).values(until_ms=now_ms)
     )
     return msgspec.structs.replace(term, until_ms=now_ms)
+
+
+async def term_report(connection: AsyncConnection, term: ThroughputTerm, month: int) -> TermReport:
+    """What a term sold in a month, how much of it was used, and what it costs."""
+    used = await connection.scalar(
+        select(func.sum(throughput_use.c.tokens)).where(
+            throughput_use.c.term_id == term.id, throughput_use.c.month == month
+        )
+    )
+    return report(term, month, int(used or 0))
 
 
 async def model_name(connection: AsyncConnection, model_id: int) -> str:

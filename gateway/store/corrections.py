@@ -38,7 +38,12 @@ async def reverse_record(
     record, _, books, entry, number = await _charged(connection, request_id, now_ms)
     undone = await _undo(connection, books, record, entry, number, now_ms)
     await books.write(connection)
-    return {"request_id": request_id, "entry": undone.key, "reverses": entry.key}
+    return {
+        "request_id": request_id,
+        "tenant_id": record.tenant_id,
+        "entry": undone.key,
+        "reverses": entry.key,
+    }
 
 
 async def reprice_record(
@@ -69,6 +74,7 @@ async def reprice_record(
     await books.write(connection)
     return {
         "request_id": request_id,
+        "tenant_id": record.tenant_id,
         "reverses": entry.key,
         "entry": made.key if made else None,
         "charged_nano": charged.charged_nano,

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 import msgspec
-from sqlalchemy import insert, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.accounts import Conflict, NotFound, insert_row
@@ -20,6 +20,7 @@ from gateway.store.schema import account_sums, grants, money_requests
 from quotas.entries import Entry, Posting, balanced, move
 from quotas.errors import MoneyError
 from quotas.grants import GrantKind
+from quotas.money import format_amount
 
 #: A record may come this late and still use the grant of its day.
 EXPIRY_GRACE_MS = 6 * 3_600_000
@@ -122,6 +123,39 @@ async def reverse_credit(
         update(grants).where(grants.c.id == row["id"]).values(left_nano=0, reversed_ms=now_ms)
     )
     return {"reference": reference, "amount_nano": row["amount_nano"], "unused_nano": left}
+
+
+async def pay_out(
+    connection: AsyncConnection,
+    publisher_id: int,
+    nano: int,
+    currency: str,
+    reference: str,
+    now_ms: int,
+) -> int:
+    """What a publisher was paid elsewhere; what is payable after it. Raises ``Conflict`` for more
+    than is payable, and for a reference that was used before.
+    """
+    if nano <= 0:
+        raise MoneyError("a payout is more than 0")
+    await lock_books(connection)
+    key = f"payout:{publisher_id}:{reference}"
+    if await read_entry(connection, key) is not None:
+        raise Conflict(f"the payout {reference} is booked already")
+    found = await connection.scalar(
+        select(func.sum(account_sums.c.nano)).where(
+            account_sums.c.publisher_id == publisher_id, account_sums.c.currency == currency
+        )
+    )
+    payable = -int(found or 0)
+    if nano > payable:
+        raise Conflict(f"{format_amount(payable)} {currency} is payable, no more")
+    await _post(
+        connection,
+        move(key, "payout", 0, currency, now_ms, "publisher_payable", "cash", nano, publisher_id),
+        now_ms,
+    )
+    return payable - nano
 
 
 async def expire_grants(connection: AsyncConnection, now_ms: int) -> int:

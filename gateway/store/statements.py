@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.accounts import Conflict, NotFound
 from gateway.store.books import Books, open_books
-from gateway.store.contracts import contracts_of, in_force, terms_of
+from gateway.store.contracts import contracts_of, in_force, term_report, terms_of
 from gateway.store.entries import lock_books
 from gateway.store.publishers import read_shares
 from gateway.store.schema import (
@@ -25,12 +25,11 @@ from gateway.store.schema import (
     publishers,
     statements,
     tenants,
-    throughput_use,
     usage_lines,
     usage_records,
 )
 from quotas.charging import charge_hours
-from quotas.contracts import report, shortfall
+from quotas.contracts import shortfall
 from quotas.entries import CHARGES, TENANT_ACCOUNTS, move
 from quotas.months import bounds_ms, format_period, next_period, period_of
 from quotas.statement import (
@@ -45,6 +44,7 @@ from quotas.statement import (
 
 #: Bytes in, (signature, public key) out.
 Sign = Callable[[bytes], tuple[bytes, bytes]]
+PAGE = 1_000
 SHORTFALL = "commitment_shortfall"
 THROUGHPUT = "throughput"
 _TABLES = {"tenant": tenants, "publisher": publishers}
@@ -137,7 +137,7 @@ async def one(connection: AsyncConnection, number: int) -> dict[str, Any]:
 
 
 async def listed(
-    connection: AsyncConnection, *, after: int = 0, limit: int = 1000
+    connection: AsyncConnection, *, after: int = 0, limit: int = PAGE
 ) -> list[dict[str, Any]]:
     """Statements without their documents, by number."""
     names = ("number", "kind", "party_id", "month", "currency", "closed_ms")
@@ -163,23 +163,35 @@ async def _check_turn(
     )
     if closed is not None and month <= closed:
         raise Conflict(f"{format_period(month)} is closed; corrections go to the next month")
-    first = next_period(closed) if closed else await _first_month(connection, kind, party_id)
+    first = await _first_open(connection, kind, party_id, closed or 0)
     if first is not None and first < month:
         raise Conflict(f"months close in order: {format_period(first)} is still open")
 
 
-async def _first_month(connection: AsyncConnection, kind: Kind, party_id: int) -> int | None:
-    party = account_sums.c[f"{kind}_id"]
-    months = [
-        await connection.scalar(select(func.min(account_sums.c.month)).where(party == party_id))
-    ]
+async def _first_open(
+    connection: AsyncConnection, kind: Kind, party_id: int, closed: int
+) -> int | None:
+    """The first month after ``closed`` in which something is booked, or will be when it closes."""
+    booked = select(func.min(account_sums.c.month)).where(
+        account_sums.c[f"{kind}_id"] == party_id, account_sums.c.month > closed
+    )
+    months = [await connection.scalar(booked)]
     if kind == "tenant":
-        query = select(func.min(usage_lines.c.month)).where(usage_lines.c.tenant_id == party_id)
-        months.append(await connection.scalar(query))
-        terms = (await terms_of(connection, [party_id])).get(party_id, [])
-        months += [period_of(term.accepted_ms) for term in terms if term.accepted_ms]
+        listed_too = select(func.min(usage_lines.c.month)).where(
+            usage_lines.c.tenant_id == party_id, usage_lines.c.month > closed
+        )
+        months.append(await connection.scalar(listed_too))
+        after = next_period(closed) if closed else 0
+        for term in (await terms_of(connection, [party_id])).get(party_id, []):
+            start = max(after, period_of(term.accepted_ms))
+            if term.accepted_ms and bounds_ms(start)[0] < term.until_ms:
+                months.append(start)
         contracts = (await contracts_of(connection, [party_id])).get(party_id, [])
-        months += [period_of(each.from_ms) for each in contracts if each.kind == "commitment"]
+        months += [
+            max(after, period_of(each.from_ms))
+            for each in contracts[:1]
+            if each.kind == "commitment"
+        ]
     return min((month for month in months if month), default=None)
 
 
@@ -218,12 +230,7 @@ async def _book_hours(
     connection: AsyncConnection, books: Books, tenant_id: int, month: int, end_ms: int
 ) -> None:
     for term in (await terms_of(connection, [tenant_id])).get(tenant_id, []):
-        used = await connection.scalar(
-            select(func.sum(throughput_use.c.tokens)).where(
-                throughput_use.c.term_id == term.id, throughput_use.c.month == month
-            )
-        )
-        found = report(term, month, int(used or 0))
+        found = await term_report(connection, term, month)
         if not found.charge_nano:
             continue
         shares = (await read_shares(connection, [term.model_id])).at(term.model_id, end_ms)

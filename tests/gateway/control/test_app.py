@@ -13,6 +13,7 @@ from gateway import identity
 from gateway.control.app import ControlDeps, build_app
 from gateway.loader import Loader
 from gateway.metering.reconcile import Explained, Range, Report
+from gateway.signing import Signer
 from gateway.snapshot import Snapshot
 from gateway.store import reconciliations
 from gateway.store.database import Database, open_database
@@ -39,6 +40,7 @@ class Desk:
         self.db = db
         self.changes = 0
         self.shipped = 0
+        self.credited: list[int] = []
         self.state: dict[str, object] = {"ready": True}
         deps = ControlDeps(
             db=db,
@@ -53,6 +55,9 @@ class Desk:
             doctor=self._doctor,
             reconcile=self._reconcile,
             explain=self._explain,
+            credited=self._credited,
+            signer=Signer("11" * 32),
+            stripe_secret="whsec_test",
         )
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app=build_app(deps)),
@@ -65,6 +70,9 @@ class Desk:
 
     async def _ship(self) -> None:
         self.shipped += 1
+
+    async def _credited(self, tenant_ids: list[int]) -> None:
+        self.credited += tenant_ids
 
     async def _metrics(self) -> bytes:
         return b"tf_requests_total 1\n"

@@ -1,0 +1,170 @@
+"""The worked examples of docs/billing.md, as requests through the gateway and statements after."""
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.flows.conftest import EngineThread
+from tests.support.gateway import Gateway, running
+
+PAGE = (Path(__file__).parents[2] / "docs" / "billing.md").read_text()
+#: Heading of the example -> the tenant that follows it.
+EXAMPLES = {
+    "Pay as you go": "payg",
+    "Prepaid": "prepaid",
+    "Commitment": "commitment",
+    "Reserved throughput": "throughput",
+    "Free tier": "free",
+}
+PROMPT = " ".join(["token"] * 1_000)
+LINE = re.compile(r"(\w+) +(?:(\d+) +)?(-?[\d.]+)")
+
+
+def blocks(heading: str) -> tuple[Any, dict[str, tuple[int | None, str]]]:
+    """The section's YAML, and its statement: name -> (units, amount)."""
+    section = PAGE.split(f"### {heading}\n")[1].split("\n##")[0]
+    written = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)[0]
+    table = re.findall(r"```text\n(.*?)```", section, re.DOTALL)[0]
+    rows = [LINE.fullmatch(line.strip()) for line in table.splitlines()]
+    said = {row[1]: (int(row[2]) if row[2] else None, _amount(row[3])) for row in rows if row}
+    return yaml.safe_load(written), said
+
+
+def _amount(text: str) -> str:
+    whole, _, rest = text.partition(".")
+    return f"{whole}.{rest.ljust(2, '0')}"
+
+
+class Books:
+    """A gateway with a tenant an example, its admin API, and a key a tenant."""
+
+    def __init__(self, gateway: Gateway, applied: Any) -> None:
+        self.gateway = gateway
+        self.keys = {each["path"].split("/")[0]: each["secret"] for each in applied["keys"]}
+        run = json.loads((gateway.data_dir / "run.json").read_text())
+        token = {"authorization": f"Bearer {run['operator_token']}"}
+        self.admin = httpx.Client(base_url=run["control_url"] + "/admin/v1", headers=token)
+        self.api = httpx.Client(base_url=gateway.base_url, timeout=30)
+
+    def post(self, path: str, body: Any) -> Any:
+        response = self.admin.post(path, json=body)
+        assert response.is_success, response.text
+        return response.json()
+
+    def ask(self, tenant: str, model: str = "llama", tokens: int = 1_000) -> httpx.Response:
+        return self.api.post(
+            "/completions",
+            json={"model": model, "prompt": PROMPT, "max_tokens": tokens},
+            headers={"authorization": f"Bearer {self.keys[tenant]}"},
+        )
+
+    def statement(self, party: str, records: int, kind: str = "tenant") -> dict[str, Any]:
+        """This month's so far, once it has all records: name -> (units, amount), as the page."""
+        until = time.monotonic() + 10
+        while True:
+            params = {"party": party, "kind": kind}
+            found = self.admin.get("/statements/preview", params=params).json()["data"]
+            if (found and found[0]["records"] >= records) or time.monotonic() > until:
+                break
+            time.sleep(0.05)
+        (made,) = found
+        said = {
+            line["meter"]: (line["units"], _nano(line["amount_nano"])) for line in made["lines"]
+        }
+        said["charged"] = (None, _nano(made["charged_nano"]))
+        return said | {name: (None, _nano(nano)) for name, nano in made["closing"].items()}
+
+
+def _nano(nano: int) -> str:
+    sign, whole, rest = "-" if nano < 0 else "", abs(nano) // 10**9, abs(nano) % 10**9
+    return f"{sign}{whole}.{f'{rest:09d}'.rstrip('0').ljust(2, '0')}"
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory):
+    engines = EngineThread()
+    engine = engines.start(token_ms=0.0)
+    price = {"input": "1", "output": "4"}
+    shared, _ = blocks("Publishers")
+    contracts = {tenant: blocks(heading)[0] for heading, tenant in EXAMPLES.items()}
+    contracts["shared"] = {"contract": {"kind": "payg"}}
+    upstream = {"upstream": "demo-model", "pool": "pool"}
+    document = {
+        "pools": [{"name": "pool", "endpoints": [{"url": engine.url}]}],
+        "publishers": shared["publishers"],
+        "models": [
+            {"name": "llama", "price": price, **upstream},
+            {"name": "unpriced", **upstream},
+            *({**model, "price": price, **upstream} for model in shared["models"]),
+        ],
+        "tenants": [
+            {"name": name, "projects": [{"name": "p", "keys": [{"name": "k"}]}], **contract}
+            for name, contract in contracts.items()
+        ],
+    }
+    with running(tmp_path_factory.mktemp("billing") / "data", store="memory") as gateway:
+        made = Books(gateway, gateway.apply(document))
+        with made.admin, made.api:
+            yield made
+    engines.close()
+
+
+def two_requests(books: Books, tenant: str, model: str = "llama") -> None:
+    for _ in range(2):
+        usage = books.ask(tenant, model).json()["usage"]
+        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (1_000, 1_000)
+
+
+@pytest.mark.parametrize("heading", ["Pay as you go", "Commitment", "Free tier"])
+def test_the_pages_example_is_what_is_billed(books, heading):
+    tenant = EXAMPLES[heading]
+    two_requests(books, tenant)
+
+    assert books.statement(tenant, 2) == blocks(heading)[1]
+
+
+def test_the_pages_prepaid_example_is_what_is_billed(books):
+    path = "/tenants/prepaid/credits"
+    gift = {"amount": "0.004", "reference": "gift", "kind": "promotional"}
+    books.post(path, gift)
+    assert books.post(path, {"amount": "10", "reference": "w1"})["balance"]["available"] == "10.004"
+    two_requests(books, "prepaid")
+
+    assert books.statement("prepaid", 2) == blocks("Prepaid")[1]
+    shown = books.admin.get(path).json()
+    assert (shown["balance"]["available"], shown["balance"]["owed"]) == ("9.994", "0.00")
+
+
+def test_the_pages_throughput_example_is_what_is_billed(books):
+    asked = {"model": "llama", "tokens_per_minute": 3_000, "price_per_hour": "1.5",
+             "until": "2999-01-01"}  # fmt: skip
+    term = books.post("/tenants/throughput/throughput", asked)
+    books.post(f"/throughput/{term['id']}/accept", {})
+    if time.time() % 60 > 50:
+        time.sleep(61 - time.time() % 60)  # both within one minute, as the page says
+    two_requests(books, "throughput")
+
+    assert books.statement("throughput", 2) == blocks("Reserved throughput")[1]
+    (shown,) = books.admin.get("/tenants/throughput/contract").json()["throughput"]
+    assert shown["used_tokens"] == 3_000
+    assert shown["idle_tokens"] == max(0, shown["sold_tokens"] - 3_000)
+
+
+def test_the_pages_publisher_example_is_what_is_earned(books):
+    two_requests(books, "shared", "llama-labs")
+    books.statement("shared", 2)
+
+    assert books.statement("labs", 2, "publisher") == blocks("Publishers")[1]
+
+
+def test_a_model_without_a_price_is_refused_to_those_who_pay_and_free_to_others(books):
+    refused = books.ask("payg", "unpriced")
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "model_not_priced")
+    assert books.ask("free", "unpriced").status_code == 200

@@ -1,0 +1,72 @@
+"""``credits``, ``statements`` and ``verify`` as they are typed, without a server."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gateway.signing import Signer, fingerprint, signed_file
+from quotas.statement import canonical
+from tests.gateway.cli.test_offline import Cli, applied, cli, file
+from tests.quotas.test_statement import statement
+
+__all__ = ["cli", "file"]
+
+
+@pytest.fixture
+def prepaid(cli: Cli, file: Path) -> Cli:
+    file.write_text(
+        file.read_text().replace("- name: acme", "- name: acme\n    contract: {kind: prepaid}")
+    )
+    applied(cli, file)
+    return cli
+
+
+def test_credits_are_given_shown_and_taken_back(prepaid: Cli) -> None:
+    said = prepaid("credits", "add", "acme", "25.00", "--reference", "wire-1")
+    assert said == "available 25.00 USD (granted 25.00, owed 0.00, credit line 0.00)\n"
+    again = prepaid("credits", "add", "acme", "25.00", "--reference", "wire-1", code=1)
+    assert "wire-1 is credited already" in again
+    table = prepaid("credits", "show", "acme")
+    assert "wire-1" in table
+    assert table.endswith(said)
+    back = json.loads(prepaid("credits", "reverse", "acme", "wire-1", "--json"))
+    assert (back["unused"], back["balance"]["available"]) == ("25.00", "0.00")
+
+
+def test_an_idempotency_key_is_credited_once(prepaid: Cli) -> None:
+    ask = ("credits", "add", "acme", "5", "--reference", "w", "--idempotency-key", "k", "--json")
+
+    assert prepaid(*ask) == prepaid(*ask)
+    assert (
+        json.loads(prepaid("credits", "show", "acme", "--json"))["balance"]["available"] == "5.00"
+    )
+
+
+def test_a_month_is_closed_exported_and_verified_offline(prepaid: Cli, tmp_path: Path) -> None:
+    prepaid("credits", "add", "acme", "5", "--reference", "w")
+    assert "2999-01 is not over" in prepaid("statements", "close", "acme", "2999-01", code=1)
+    assert prepaid("statements", "close", "acme", "2020-01").strip() == (
+        "closed; nothing was booked in 2020-01"
+    )
+    preview = prepaid("statements", "show", "--preview", "acme")
+    assert "customer_prepaid -5.00" in preview
+    assert "no statements" in prepaid("statements", "show")
+    assert "no statement 1" in prepaid("statements", "export", "1", code=1)
+
+
+def test_a_genuine_file_is_told_from_a_changed_one(cli: Cli, tmp_path: Path) -> None:
+    signer = Signer("11" * 32)
+    document = canonical(statement())
+    path = tmp_path / "statement.json"
+    path.write_bytes(signed_file(document, *signer.sign(document)))
+    name = fingerprint(signer.public_key)
+
+    said = cli("verify", str(path))
+    assert "statement 7 of acme, 2026-11: 0.00000003 USD; it adds up" in said
+    assert name in said
+    assert json.loads(cli("verify", str(path), "--key", name, "--json"))["genuine"]
+    assert "expected 00" in cli("verify", str(path), "--key", "00", code=1)
+    path.write_text(path.read_text().replace('"records": 3', '"records": 4'))
+    assert "the statement was changed" in cli("verify", str(path), code=1)
+    assert "No such file" in cli("verify", str(tmp_path / "none"), code=1)
