@@ -93,6 +93,7 @@ PROVEN_ELSEWHERE = {
     "gateway.store.accounts": "gateway/declared/test_apply.py gateway/control/test_app.py",
     "gateway.declared.contracts": "gateway/declared/test_document.py gateway/store/test_books.py",
     "gateway.declared.prices": "gateway/declared/test_document.py gateway/store/test_books.py",
+    "gateway.store.bulk": "gateway/store/test_ledger.py gateway/store/test_books.py",
     "gateway.store.contracts": "gateway/store/test_books.py",
     "gateway.store.corrections": "gateway/store/test_statements.py",
     "gateway.store.credit": "gateway/store/test_books.py gateway/store/test_statements.py",

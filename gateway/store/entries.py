@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import RowMapping, Table, func, insert, select, text
+from sqlalchemy import RowMapping, Table, func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.store.bulk import append
 from gateway.store.schema import account_sums, closings, postings
 from quotas.entries import Entry, Posting
 from quotas.months import open_period
@@ -85,7 +86,7 @@ class Journal:
 
     async def write(self, connection: AsyncConnection) -> None:
         if self._rows:
-            await _append(connection, self._rows)
+            await append(connection, postings, _COLUMNS, self._rows)
             await add_up(
                 connection,
                 account_sums,
@@ -104,17 +105,6 @@ class Journal:
                     )
                 ],
             )
-
-
-async def _append(connection: AsyncConnection, rows: Sequence[tuple[Any, ...]]) -> None:
-    """PostgreSQL copies (a quarter of an INSERT's time); in the caller's transaction all the same."""
-    if connection.dialect.name == "sqlite":
-        names = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
-        await connection.execute(insert(postings), names)
-        return
-    raw = await connection.get_raw_connection()
-    driver: Any = raw.driver_connection
-    await driver.copy_records_to_table("postings", records=rows, columns=_COLUMNS)
 
 
 async def add_up(

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.books import book_records
+from gateway.store.bulk import append
 from gateway.store.catalog import prices_of
 from gateway.store.database import Database
 from gateway.store.entries import lock_books
@@ -139,7 +140,8 @@ async def _enter(connection: AsyncConnection, new: Sequence[Entry]) -> None:
     booked, books = await book_records(connection, rated, time.time_ns() // 1_000_000)
     for each, said in zip(new, booked, strict=True):
         each.row.update(msgspec.structs.asdict(said))
-    await connection.execute(insert(usage_records), [each.row for each in new])
+    columns = list(new[0].row)
+    await append(connection, usage_records, columns, [list(each.row.values()) for each in new])
     await books.write(connection)
 
 
