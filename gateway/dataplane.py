@@ -39,6 +39,7 @@ from gateway.leash import Event, Launch, Leash
 from gateway.link.client import LinkClient
 from gateway.link.messages import Counters as CountersMessage
 from gateway.link.messages import (
+    Credited,
     Explain,
     Explained,
     Hello,
@@ -125,6 +126,7 @@ class DataPlane:
                 "signals": self._on_signals,
                 "explain": self._on_explain,
                 "rehold": self._on_rehold,
+                "credited": self._on_credited,
             },
         )
         self._tokenizer = _tokenizer_of(settings)
@@ -299,6 +301,14 @@ class DataPlane:
     async def _rehold(self, wanted: Rehold) -> None:
         await self.balances.rehold(wanted)
         self.link.send("reheld", msgspec.msgpack.encode(Reheld(wanted.number)))
+
+    def _on_credited(self, body: bytes) -> None:
+        self._spawn(self._credit(msgspec.msgpack.decode(body, type=Credited)), "credit")
+
+    async def _credit(self, said: Credited) -> None:
+        """Where the balance is not known yet, the count that is still to come includes it."""
+        epoch = await self.store.epoch(said.tag)
+        await self.store.adjust(said.tag, epoch, said.adjustment_id, said.limit, said.delta_micro)
 
     async def _apply_moves(self) -> None:
         """Snapshot changes in slices; a full load is built apart and swapped in whole."""

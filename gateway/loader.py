@@ -24,7 +24,7 @@ from gateway.snapshot import (
 )
 from gateway.store import catalog, changes, contracts
 from gateway.store.accounts import models_of
-from gateway.store.credit import DEFAULT_CURRENCY
+from gateway.store.credit import DEFAULT_CURRENCY, NANO_PER_MICRO
 from gateway.store.database import Database
 from gateway.store.limits import LimitName, LimitValue, read_limits
 from gateway.store.schema import (
@@ -36,6 +36,7 @@ from gateway.store.schema import (
     projects,
     tenants,
 )
+from quotas.contracts import Contract
 from quotas.limits import Algorithm, Dimension, Limit, Outage, Window
 from routing.topology import Endpoint, Pool
 
@@ -98,6 +99,8 @@ class Loader:
                 name = str(row["name"])
                 tenant_id = _int(row["id"])
                 contract = await contracts.newest(connection, tenant_id)
+                found = await _limits(connection, "tenant", tenant_id, f"tenant {name}")
+                found["limits"] += _balance(contract, f"tenant {name}")
                 return TenantDoc(
                     id=tenant_id,
                     name=name,
@@ -105,7 +108,7 @@ class Loader:
                     currency=contract.currency if contract else DEFAULT_CURRENCY,
                     pays=contract is not None and contract.pays,
                     prices=await catalog.prices_of_tenant(connection, tenant_id),
-                    **await _limits(connection, "tenant", _int(row["id"]), f"tenant {name}"),
+                    **found,
                 )
             case "project":
                 tenant = await _name(connection, "tenant", _int(row["tenant_id"]))
@@ -221,6 +224,25 @@ async def _limits(connection: AsyncConnection, kind: str, row_id: int, shown: st
         "model_limits": {model_id: tuple(each) for model_id, each in of_models.items()},
         "user_limits": tuple(users),
     }
+
+
+def _balance(contract: Contract | None, shown: str) -> tuple[Limit, ...]:
+    """What a contract lets its tenant owe is the capacity of a balance; () where it says nothing."""
+    line = -1 if contract is None else contract.credit_bound()
+    if contract is None or line < 0:
+        return ()
+    return (
+        Limit(
+            f"t{contract.tenant_id}",
+            shown,
+            "money",
+            "balance",
+            line // NANO_PER_MICRO,
+            0,
+            contract.version,
+            "now",
+        ),
+    )
 
 
 async def _live_model(connection: AsyncConnection, model_id: int) -> str | None:

@@ -43,6 +43,12 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True):
     def pays(self) -> bool:
         return self.kind != "free"
 
+    def credit_bound(self) -> int:
+        """The most that may be owed, in nano-units; -1 where nothing bounds it."""
+        if self.kind == "free":
+            return -1
+        return 0 if self.kind == "prepaid" else self.credit_line_nano
+
 
 class ThroughputTerm(msgspec.Struct, frozen=True, kw_only=True):
     """Reserved throughput of one model. Unix ms; ``accepted_ms`` 0: only asked for, not yet sold.

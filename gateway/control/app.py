@@ -9,7 +9,7 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -38,6 +38,7 @@ from gateway.control.bodies import (
 from gateway.control.explanations import NoProcess, UnknownSubject
 from gateway.control.limits import LimitsChange, LimitsDesk
 from gateway.control.money import Money, MoneyDeps
+from gateway.control.purses import Move
 from gateway.declared.apply import Applier
 from gateway.declared.document import DeclaredError, EndpointPart, load, parse
 from gateway.metering.reconcile import Report
@@ -74,7 +75,7 @@ class ControlDeps(msgspec.Struct, frozen=True, kw_only=True):
     doctor: Callable[[], Awaitable[list[Any]]]
     reconcile: Callable[[], Awaitable[list[Report]]]
     explain: Callable[[str, str, int, int], Awaitable[Mapping[str, object]]]
-    credited: Callable[[list[int]], Awaitable[None]]
+    credited: Callable[[Sequence[Move]], Awaitable[None]]
     signer: Signer
     stripe_secret: str | None = None
 

@@ -26,13 +26,14 @@ from quotas.ports import Seed
 REHOLD_S = 0.5
 #: A count that was handed out and never reached the store is made again after this.
 TRUSTED_S = 2.0
-#: Tenant ids -> balance in micro-units of its currency.
-Levels = Callable[[AsyncConnection, int], Awaitable[int]]
+#: Tenant id -> balance in micro-units of its currency, and the adjustments that it includes and
+#: that may still arrive.
+Levels = Callable[[AsyncConnection, int], Awaitable[tuple[int, tuple[str, ...]]]]
 
 
-async def no_balance(_connection: AsyncConnection, _tenant_id: int) -> int:
+async def no_balance(_connection: AsyncConnection, _tenant_id: int) -> tuple[int, tuple[str, ...]]:
     """Where nothing is paid in advance: nobody has a balance."""
-    return 0
+    return 0, ()
 
 
 class Balances:
@@ -73,9 +74,8 @@ class Balances:
                 return msgspec.msgpack.encode(BalancesAnswer(counted_before=True))
             await self._rehold(asked.tag, asked.epoch)
             await self._ship()
-            answer = BalancesAnswer(
-                seeds=await self._seeds(asked.tenant_id), counted=self._unsettled(asked.tag)
-            )
+            seeds, counted = await self._seeds(asked.tenant_id)
+            answer = BalancesAnswer(seeds=seeds, counted=(*self._unsettled(asked.tag), *counted))
             self._counted[asked.tag] = (asked.epoch, time.monotonic())
         return msgspec.msgpack.encode(answer)
 
@@ -105,19 +105,21 @@ class Balances:
         finally:
             del self._waiting[number]
 
-    async def _seeds(self, tenant_id: int) -> tuple[Seed, ...]:
+    async def _seeds(self, tenant_id: int) -> tuple[tuple[Seed, ...], tuple[str, ...]]:
         tenant = self._snapshot.tenants.get(tenant_id)
         if tenant is None:
-            return ()
+            return (), ()
+        counted: tuple[str, ...] = ()
         now_ms = time.time_ns() // 1_000_000
         seeds = []
         async with self._db.read() as connection:
             for limit in self._money_limits(tenant):
                 if limit.algorithm == "balance":
-                    seeds.append(Seed(limit, await self._level(connection, tenant_id)))
+                    level, counted = await self._level(connection, tenant_id)
+                    seeds.append(Seed(limit, level))
                 else:
                     seeds.append(await self._budget(connection, tenant, limit, now_ms))
-        return tuple(seeds)
+        return tuple(seeds), counted
 
     async def _budget(
         self, connection: AsyncConnection, tenant: TenantDoc, limit: Limit, now_ms: int

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.applications import Starlette
 
 from gateway import __version__, identity
 from gateway.control.announcements import Announcements
 from gateway.control.app import ControlDeps, build_app
-from gateway.control.balances import Balances, no_balance
+from gateway.control.balances import Balances
 from gateway.control.capabilities import probe_endpoint
 from gateway.control.diagnosis import Finding
 from gateway.control.examination import examine
@@ -28,6 +29,7 @@ from gateway.control.feed import Feed
 from gateway.control.generations import Generations
 from gateway.control.metrics import render
 from gateway.control.probes import HEALTH_EVERY_S, UNHEALTHY_AFTER, Prober, targets_in
+from gateway.control.purses import Purses
 from gateway.control.reads import Reads
 from gateway.control.reconciler import QUIET_MS, Reconciler
 from gateway.control.totals import Totals
@@ -40,6 +42,7 @@ from gateway.metering.reconcile import Report
 from gateway.metering.shipper import Shipper
 from gateway.settings import Settings
 from gateway.signing import Signer
+from gateway.store.credit import level_micro
 from gateway.store.database import PepperMismatch, open_database
 from gateway.store.ledger import Pair, count_quarantined, insert_records, known_ids
 from gateway.wire.fetch import fetch
@@ -99,7 +102,16 @@ class Core:
             self.link,
             ship=self._ship,
             unsettled=self.shipper.unsettled_of,
-            level=no_balance,
+            level=_level,
+        )
+        self.purses = Purses(
+            self.db,
+            self.feed.snapshot,
+            self.link,
+            store,
+            ship=self._ship,
+            unsettled=self.shipper.unsettled_of,
+            alone=settings.hosts == 1,
         )
         self.totals = Totals(data_dir / "counters", host_pid)
         context = context_from(self.feed.snapshot)
@@ -174,7 +186,7 @@ class Core:
                 doctor=self._examine,
                 reconcile=self._reconcile,
                 explain=self.explanations.explain,
-                credited=self._credited,
+                credited=self.purses.credited,
                 signer=self._signer,
                 stripe_secret=self.settings.stripe_secret,
             )
@@ -187,9 +199,6 @@ class Core:
         await self.feed.poll()
         if self.announcements is not None:
             await self.announcements.announce(self.feed.version)
-
-    async def _credited(self, _tenant_ids: list[int]) -> None:
-        """After a tenant's balance moved in SQL."""
 
     async def _ship(self) -> None:
         """Before usage is read. What cannot be shipped now is shown later."""
@@ -217,6 +226,8 @@ class Core:
             "tf_ledger_unshipped_records": lag.unshipped,
             "tf_ledger_unsettled_records": lag.unsettled,
             "tf_ledger_quarantined_records": await self._quarantined(),
+            "tf_balance_drift_micro": self.purses.drift_micro,
+            "tf_balance_corrections_total": self.purses.corrected,
             "tf_data_processes": len(self.link.peers),
         }
         sums = self.totals.sums()
@@ -275,3 +286,7 @@ class Core:
 
 def unix_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+async def _level(connection: AsyncConnection, tenant_id: int) -> tuple[int, tuple[str, ...]]:
+    return await level_micro(connection, tenant_id, time.time_ns() // 1_000_000)

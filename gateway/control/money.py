@@ -6,7 +6,7 @@ line (``gateway.cli``).
 """
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from gateway.control.bodies import json_answer, moment_ms, read_body, typed
 from gateway.control.payments import NotAnEvent, NotSigned, Payment, check_signature, payment_of
+from gateway.control.purses import Move
 from gateway.declared.prices import DecimalPrice
 from gateway.signing import Signer, signed_file
 from gateway.store import (
@@ -83,14 +84,14 @@ class _Payout(_Body):
 
 class MoneyDeps(msgspec.Struct, frozen=True, kw_only=True):
     """``changed`` after a write that data processes must hear of, ``credited`` after one that moves
-    tenants' balances (their ids), ``ship`` before a read. ``stripe_secret`` None: no such door.
+    tenants' balances, ``ship`` before a read. ``stripe_secret`` None: no such door.
     """
 
     db: Database
     signer: Signer
     stripe_secret: str | None
     changed: Callable[[], Awaitable[None]]
-    credited: Callable[[list[int]], Awaitable[None]]
+    credited: Callable[[Sequence[Move]], Awaitable[None]]
     ship: Callable[[], Awaitable[None]]
 
 
@@ -140,6 +141,7 @@ class Money:
     async def add_credit(self, request: Request) -> Response:
         raw = await read_body(request)
         body: _NewCredit = typed(_NewCredit, raw)
+        moves: list[Move] = []
 
         async def give(connection: Any, tenant_id: int, at_ms: int) -> dict[str, Any]:
             held = (await credit.balances(connection, [tenant_id], at_ms))[tenant_id]
@@ -160,6 +162,7 @@ class Money:
                 at_ms,
             )
             held = (await credit.balances(connection, [tenant_id], at_ms))[tenant_id]
+            moves.append(Move(tenant_id, done["entry_key"], done["amount_nano"]))
             return {
                 "reference": body.reference,
                 "amount": format_amount(done["amount_nano"]),
@@ -167,15 +170,17 @@ class Money:
                 "balance": _balance(held),
             }
 
-        return await self._once(request, raw, give, 201)
+        return await self._once(request, raw, give, moves, 201)
 
     async def reverse_credit(self, request: Request) -> Response:
         raw = await read_body(request)
         body: _Reference = typed(_Reference, raw)
+        moves: list[Move] = []
 
         async def take(connection: Any, tenant_id: int, at_ms: int) -> dict[str, Any]:
             done = await credit.reverse_credit(connection, tenant_id, body.reference, at_ms)
             held = (await credit.balances(connection, [tenant_id], at_ms))[tenant_id]
+            moves.append(Move(tenant_id, done["entry_key"], done["moved_nano"]))
             return {
                 "reference": body.reference,
                 "amount": format_amount(done["amount_nano"]),
@@ -183,13 +188,14 @@ class Money:
                 "balance": _balance(held),
             }
 
-        return await self._once(request, raw, take, 200)
+        return await self._once(request, raw, take, moves, 200)
 
     async def _once(
         self,
         request: Request,
         raw: bytes,
         do: Callable[[Any, int, int], Awaitable[dict[str, Any]]],
+        moves: Sequence[Move],
         status: int,
     ) -> Response:
         """Do it in one transaction; under an Idempotency-Key once, with the same answer after."""
@@ -206,7 +212,7 @@ class Money:
             answer = await do(connection, tenant_id, now_ms())
             if key:
                 await credit.remember_answer(connection, key, asked, answer, now_ms())
-        await self._deps.credited([tenant_id])
+        await self._deps.credited(moves)
         return json_answer(answer, status)
 
     # -- contracts and throughput ------------------------------------------------------------
@@ -298,7 +304,7 @@ class Money:
         return await self._corrected(done)
 
     async def _corrected(self, done: dict[str, Any]) -> Response:
-        await self._deps.credited([done.pop("tenant_id")])
+        del done["tenant_id"]  # its balance is compared within the hour
         if "charged_nano" in done:
             done["charged"] = format_amount(done.pop("charged_nano"))
         return json_answer(done)
@@ -314,9 +320,6 @@ class Money:
             made = await statements.close(
                 connection, kind, body.party, month, now_ms(), self._deps.signer.sign
             )
-            party_id = await statements.find_party(connection, kind, body.party)
-        if kind == "tenant":
-            await self._deps.credited([party_id])
         return json_answer({"data": made}, 201)
 
     async def preview(self, request: Request) -> Response:
@@ -412,12 +415,16 @@ class Money:
                         currency=payment.currency,
                         reference=payment.reference,
                     )
-                    await credit.add_credit(connection, asked, now_ms())
+                    done = await credit.add_credit(connection, asked, now_ms())
+                    moved = done["amount_nano"]
                 else:
-                    await credit.reverse_credit(connection, tenant_id, payment.reference, now_ms())
+                    done = await credit.reverse_credit(
+                        connection, tenant_id, payment.reference, now_ms()
+                    )
+                    moved = done["moved_nano"]
             except accounts.Conflict:
                 return "done before"
-        await self._deps.credited([tenant_id])
+        await self._deps.credited([Move(tenant_id, done["entry_key"], moved)])
         return "credited" if payment.verb == "credit" else "reversed"
 
     async def _tenant(self, connection: Any, request: Request) -> int:

@@ -10,6 +10,7 @@ Questions with an answer: ``balances`` (``BalancesAsked``, ``BalancesAnswer``); 
 import msgspec
 
 from gateway.snapshot import Move
+from quotas.limits import Limit
 from quotas.ports import Seed
 from routing.signals import EndpointSignals
 
@@ -121,3 +122,12 @@ class Rehold(msgspec.Struct, frozen=True):
 
 class Reheld(msgspec.Struct, frozen=True):
     number: int
+
+
+class Credited(msgspec.Struct, frozen=True):
+    """A balance moved in SQL by ``delta_micro``: to be moved in this process's store, once an id."""
+
+    tag: str
+    adjustment_id: str
+    limit: Limit
+    delta_micro: int

@@ -25,6 +25,9 @@ from quotas.money import format_amount
 #: A record may come this late and still use the grant of its day.
 EXPIRY_GRACE_MS = 6 * 3_600_000
 DEFAULT_CURRENCY = "USD"
+#: The store knows an adjustment's id for this long.
+ADJUSTED_MS = 86_400_000
+NANO_PER_MICRO = 1_000
 
 
 class Credit(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +84,7 @@ async def add_credit(connection: AsyncConnection, credit: Credit, now_ms: int) -
     )
     return {
         "id": grant_id,
+        "entry_key": key,
         "reference": credit.reference,
         "amount_nano": credit.amount_nano,
         "settled_nano": credit.amount_nano - granted,
@@ -122,7 +126,14 @@ async def reverse_credit(
     await connection.execute(
         update(grants).where(grants.c.id == row["id"]).values(left_nano=0, reversed_ms=now_ms)
     )
-    return {"reference": reference, "amount_nano": row["amount_nano"], "unused_nano": left}
+    moved = row["amount_nano"] if entry is not None else left
+    return {
+        "entry_key": f"topup_reversal:{tenant_id}:{reference}",
+        "reference": reference,
+        "amount_nano": row["amount_nano"],
+        "unused_nano": left,
+        "moved_nano": -moved,
+    }
 
 
 async def pay_out(
@@ -215,11 +226,7 @@ async def balances(
     for tenant_id in wanted:
         contract = in_force(contracts.get(tenant_id), now_ms)
         currency = contract.currency if contract else DEFAULT_CURRENCY
-        line = 0
-        limited = False
-        if contract is not None and contract.kind != "free":
-            line = 0 if contract.kind == "prepaid" else contract.credit_line_nano
-            limited = line >= 0
+        line = -1 if contract is None else contract.credit_bound()
         where = (tenant_id, currency)
         found[tenant_id] = Balance(
             tenant_id=tenant_id,
@@ -228,9 +235,32 @@ async def balances(
             granted_nano=granted.get(where, 0),
             owed_nano=owed.get(where, 0),
             credit_line_nano=line,
-            limited=limited,
+            limited=line >= 0,
         )
     return found
+
+
+async def level_micro(
+    connection: AsyncConnection, tenant_id: int, now_ms: int
+) -> tuple[int, tuple[str, ...]]:
+    """(what a tenant may spend, in micro-units rounded down; the ids of a day's credits and reversals,
+    all of which it includes: their writers wait for this transaction to end).
+    """
+    await lock_books(connection)
+    found = (await balances(connection, [tenant_id], now_ms))[tenant_id]
+    since_ms = now_ms - ADJUSTED_MS
+    rows = await connection.execute(
+        select(grants.c.entry_key, grants.c.reference, grants.c.reversed_ms).where(
+            grants.c.tenant_id == tenant_id,
+            (grants.c.given_ms > since_ms) | (grants.c.reversed_ms > since_ms),
+        )
+    )
+    ids: list[str] = []
+    for row in rows:
+        ids.append(row.entry_key)
+        if row.reversed_ms:
+            ids.append(f"topup_reversal:{tenant_id}:{row.reference}")
+    return found.available_nano // NANO_PER_MICRO, tuple(ids)
 
 
 async def list_credits(connection: AsyncConnection, tenant_id: int) -> list[dict[str, Any]]:

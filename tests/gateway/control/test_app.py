@@ -1,7 +1,7 @@
 """The admin API in this process, as the command line drives it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from gateway import identity
 from gateway.control.app import ControlDeps, build_app
+from gateway.control.purses import Move
 from gateway.loader import Loader
 from gateway.metering.reconcile import Explained, Range, Report
 from gateway.signing import Signer
@@ -40,7 +41,7 @@ class Desk:
         self.db = db
         self.changes = 0
         self.shipped = 0
-        self.credited: list[int] = []
+        self.credited: list[tuple[str, int]] = []
         self.state: dict[str, object] = {"ready": True}
         deps = ControlDeps(
             db=db,
@@ -71,8 +72,8 @@ class Desk:
     async def _ship(self) -> None:
         self.shipped += 1
 
-    async def _credited(self, tenant_ids: list[int]) -> None:
-        self.credited += tenant_ids
+    async def _credited(self, moves: Sequence[Move]) -> None:
+        self.credited += [(move.entry_key, move.nano) for move in moves]
 
     async def _metrics(self) -> bytes:
         return b"tf_requests_total 1\n"

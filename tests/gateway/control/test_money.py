@@ -50,7 +50,11 @@ async def test_a_credit_is_given_shown_and_taken_back(desk: Desk, db: Database) 
     assert (back["unused"], back["balance"]["available"]) == ("25.00", "1.00")
     await desk.post(f"{CREDITS}/reverse", {"reference": "wire-1"}, 409)
     await desk.post(f"{CREDITS}/reverse", {"reference": "wire-9"}, 404)
-    assert desk.credited == [1, 1, 1]
+    assert desk.credited == [
+        ("topup:1:wire-1", 25 * 10**9),
+        ("topup:1:gift", 10**9),
+        ("topup_reversal:1:wire-1", -25 * 10**9),
+    ]
 
 
 async def test_the_same_idempotency_key_is_credited_once_and_answered_alike(

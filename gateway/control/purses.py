@@ -1,0 +1,153 @@
+"""Balances in the store, kept to what SQL says: moved by a credit at once, compared every hour.
+
+A credit is one adjustment with an id, so it moves a balance once, however often and by whomever it
+is handed over; a count from SQL (``gateway.control.balances``) names those that it includes. Where
+reservations live in a data process's memory, that process is told over the link. Not here: what a
+balance is (``gateway.store.credit``).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+from sqlalchemy.exc import SQLAlchemyError
+
+from gateway.link.messages import Credited
+from gateway.link.server import LinkServer
+from gateway.snapshot import Snapshot
+from gateway.store.credit import balances, expire_grants
+from gateway.store.database import Database
+from quotas.errors import StoreUnavailable
+from quotas.limits import Charge, Limit
+from quotas.ports import QuotaStore
+
+EXPIRE_EVERY_S = 60.0
+COMPARE_EVERY_S = 3_600.0
+#: A balance that moves while it is compared is compared again, this often.
+TRIES = 5
+TRY_AGAIN_S = 0.3
+NANO_PER_MICRO = 1_000
+_log = logging.getLogger("gateway.control.purses")
+
+
+class Move(msgspec.Struct, frozen=True):
+    """What moved a tenant's balance in SQL. ``entry_key`` is the adjustment's id."""
+
+    tenant_id: int
+    entry_key: str
+    nano: int
+
+
+class Purses:
+    """One per control process. ``store`` None: reservations live in data processes' memory.
+
+    ``unsettled``: request ids of a tag that SQL has and the store has not acknowledged.
+    ``alone``: no other host ships to this database, so that nothing is under way unseen.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        snapshot: Snapshot,
+        link: LinkServer,
+        store: QuotaStore | None,
+        *,
+        ship: Callable[[], Awaitable[None]],
+        unsettled: Callable[[str], tuple[str, ...]],
+        alone: bool,
+    ) -> None:
+        self._db = db
+        self._snapshot = snapshot
+        self._link = link
+        self._store = store
+        self._ship = ship
+        self._unsettled = unsettled
+        self._alone = alone
+        self.drift_micro = 0  # of the last comparison: the sum over tenants, SQL less store
+        self.corrected = 0
+
+    async def credited(self, moves: Sequence[Move]) -> None:
+        """Hand each on. What cannot be handed on now is found by the next comparison."""
+        for move in moves:
+            limit = self._balance_of(move.tenant_id)
+            if limit is None:
+                continue
+            tag, delta = f"t{move.tenant_id}", move.nano // NANO_PER_MICRO
+            if self._store is None:
+                said = Credited(tag, move.entry_key, limit, delta)
+                self._link.broadcast("credited", msgspec.msgpack.encode(said))
+                continue
+            try:
+                epoch = await self._store.epoch(tag)
+                await self._store.adjust(tag, epoch, move.entry_key, limit, delta)
+            except StoreUnavailable:
+                _log.warning("the balance of %s is moved when the store is back", limit.scope_name)
+
+    async def run(self) -> None:
+        """End grants every minute; compare balances now and every hour."""
+        compare_at_s = time.monotonic()
+        while True:
+            try:
+                async with self._db.begin() as connection:
+                    await expire_grants(connection, time.time_ns() // 1_000_000)
+                if time.monotonic() >= compare_at_s:
+                    await self.compare()
+                    compare_at_s = time.monotonic() + COMPARE_EVERY_S
+            except (SQLAlchemyError, OSError, StoreUnavailable) as error:
+                _log.warning("balances are kept later: %s", type(error).__name__)
+            await asyncio.sleep(EXPIRE_EVERY_S)
+
+    async def compare(self) -> dict[int, int]:
+        """Tenant id -> SQL's balance less the store's, in micro-units, of those that stood still.
+
+        Each charge is rounded up, so the store's may lack one a record; that is given back here.
+        """
+        found: dict[int, int] = {}
+        if self._store is None:
+            return found
+        for tenant_id in list(self._snapshot.tenants):
+            limit = self._balance_of(tenant_id)
+            drift = None if limit is None else await self._drift(self._store, tenant_id, limit)
+            if limit is None or drift is None:
+                continue
+            found[tenant_id] = drift
+            if drift < 0:
+                _log.error("%s: the store has %d micro more than SQL", limit.scope_name, -drift)
+            if drift < 0 or (drift and self._alone):
+                await self._correct(self._store, f"t{tenant_id}", limit, drift)
+        self.drift_micro = sum(found.values())
+        return found
+
+    async def _correct(self, store: QuotaStore, tag: str, limit: Limit, drift: int) -> None:
+        adjustment_id = f"drift:{tag}:{time.time_ns()}"
+        if await store.adjust(tag, await store.epoch(tag), adjustment_id, limit, drift):
+            self.corrected += 1
+
+    async def _drift(self, store: QuotaStore, tenant_id: int, limit: Limit) -> int | None:
+        """None where the balance is not in the store, or never stood still."""
+        tag = f"t{tenant_id}"
+        for _ in range(TRIES):
+            before = await _level(store, tag, limit)
+            if before is None:
+                return None
+            await self._ship()
+            async with self._db.read() as connection:
+                held = await balances(connection, [tenant_id], time.time_ns() // 1_000_000)
+            level = held[tenant_id].available_nano // NANO_PER_MICRO
+            if not self._unsettled(tag) and await _level(store, tag, limit) == before:
+                return level - before
+            await asyncio.sleep(TRY_AGAIN_S)
+        return None
+
+    def _balance_of(self, tenant_id: int) -> Limit | None:
+        tenant = self._snapshot.tenants.get(tenant_id)
+        limits = tenant.limits if tenant is not None else ()
+        return next((limit for limit in limits if limit.algorithm == "balance"), None)
+
+
+async def _level(store: QuotaStore, tag: str, limit: Limit) -> int | None:
+    """Settled money in the store; None while something is held, or it is not there."""
+    (gauge,) = (await store.inspect(tag, (Charge(limit, 0),))).gauges
+    return None if gauge.held else gauge.balance
