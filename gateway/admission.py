@@ -85,6 +85,15 @@ class Admission:
             return self._reserve_here(tag, request_id, charges)
         return verdict
 
+    async def claim(self, principal: Principal, name: str, request_id: str, ttl_s: int) -> str:
+        """As ``QuotaStore.claim``; raises ``StoreUnavailable``: two requests are not told apart then."""
+        if self._knocking is not None:
+            raise StoreUnavailable("the store is away")
+        return await self._store.claim(principal.tag, name, request_id, ttl_s)
+
+    def unclaim(self, principal: Principal, name: str, request_id: str) -> None:
+        self._store.unclaim(principal.tag, name, request_id)
+
     def ended(self, request_id: str) -> None:
         """Its own settle says what it used."""
         ended = self._open.pop(request_id, None)

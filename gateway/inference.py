@@ -223,7 +223,7 @@ class Inference:
         name = identity.digest(self._pepper, said).hex()[:32]
         ttl_s = int(terms.model.timeouts.stream_s) + RESERVATION_GRACE_S
         try:
-            first = await self._store.claim(principal.tag, name, call.request_id, ttl_s)
+            first = await self._admission.claim(principal, name, call.request_id, ttl_s)
         except StoreUnavailable:
             raise StoreAway from None
         if first != call.request_id:
@@ -232,7 +232,7 @@ class Inference:
 
     def _unclaim(self, call: Call, principal: Principal) -> None:
         if call.claim:
-            self._store.unclaim(principal.tag, call.claim, call.request_id)
+            self._admission.unclaim(principal, call.claim, call.request_id)
 
     def _refuse_unbilled(self, principal: Principal) -> None:
         """Endings that bill nothing are free work, so they are bounded too."""

@@ -17,6 +17,13 @@ REMEMBERED_MAX = 10_000
 ASK_AGAIN_S = 1.0
 #: Holds go free at any moment.
 ASK_AGAIN_CONCURRENCY_S = 0.1
+#: A credit is to count within a second.
+ASK_AGAIN_BALANCE_S = 0.25
+ASK_AGAIN_OF = {
+    "concurrency": ASK_AGAIN_CONCURRENCY_S,
+    "balance_held": ASK_AGAIN_CONCURRENCY_S,
+    "balance_spent": ASK_AGAIN_BALANCE_S,
+}
 RECENT_MAX = 100
 KEYS_MAX = 10_000
 #: Refusals that say nothing of a limit's level.
@@ -88,7 +95,7 @@ class Refusals:
             verdict.reason,
         )
         if verdict.reason not in _OF_THE_STORE:
-            again_s = ASK_AGAIN_CONCURRENCY_S if verdict.reason == "concurrency" else ASK_AGAIN_S
+            again_s = ASK_AGAIN_OF.get(verdict.reason, ASK_AGAIN_S)
             if verdict.retry_after_ms >= 0:
                 again_s = min(again_s, verdict.retry_after_ms / 1000)
             # The limit is kept with it: an identity is only unique among the living.

@@ -51,9 +51,11 @@ class Wallet:
 
         def client(number):
             served = 0
-            while (answer := self.ask(number)).status_code == 200:
-                served += 1
-            return served, answer
+            while True:
+                answer = self.ask(number)
+                served += answer.status_code == 200
+                if answer.headers.get("x-should-retry") == "false":  # spent, not only held
+                    return served, answer
 
         with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
             found = list(pool.map(client, range(CLIENTS)))
