@@ -6,7 +6,6 @@ two ways (duplicates, NaN, numbers in strings) is refused here. Not here: the ed
 (``contract.edits``), limits and models.
 """
 
-import re
 from functools import lru_cache
 from typing import Literal, NoReturn, TypeVar
 
@@ -33,11 +32,6 @@ _STR: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
 T = TypeVar("T", int, bool, str)
 #: What an engine is made to do beyond answering: read only where one of them is there.
 BOUNDED = frozenset(("min_tokens", "ignore_eos", "echo", "prompt_logprobs"))
-#: The base64 of a picture or a recording: bytes that are no text.
-_MEDIA = re.compile(rb";base64,[A-Za-z0-9+/=\\]{256,}+")
-_MEDIA_MARK = b";base64,"
-#: What one picture or recording counts as, until the model has been seen to count.
-MEDIA_BYTES = 3 * 1024
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +115,7 @@ def parse(
         cap=_cap(seen, operation),
         default_cap=DEFAULT_CAPS[operation],
         min_tokens=0 if BOUNDED.isdisjoint(index) else _bounded(seen, bounds),
-        text_bytes=len(body) if _MEDIA_MARK not in body else _text_bytes(body),
+        text_bytes=seen.text_bytes,
         user=_read(seen, "safety_identifier", _STR, "a string")
         or _read(seen, "user", _STR, "a string"),
         dropped=() if PRIVILEGED.isdisjoint(index) else tuple(k for k in index if k in PRIVILEGED),
@@ -172,12 +166,6 @@ def _bounded(seen: Scan, bounds: Bounds) -> int:
         if _read(seen, key, _BOOL, "a boolean") and not allowed:
             raise InvalidBody(f"'{key}' is not allowed here.", key)
     return least
-
-
-def _text_bytes(body: bytes) -> int:
-    """The body without what is encoded in it; each such piece counts as some text."""
-    media = _MEDIA.findall(body)
-    return len(body) - sum(map(len, media)) + MEDIA_BYTES * len(media)
 
 
 def _cap(seen: Scan, operation: Operation) -> int | None:

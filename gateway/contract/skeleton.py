@@ -24,6 +24,8 @@ NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 NO_MARKS = bytes(byte for byte in range(256) if byte not in b'[]{}"')
 TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL)
 STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+#: Both kinds of brackets as one.
+SQUARE = bytes.maketrans(b"{}", b"[]")
 QUOTE = 0x22
 BACKSLASH = 0x5C
 
@@ -75,11 +77,10 @@ def check_depth(body: bytes) -> Generator[None, None, None]:
     while at < len(body):
         end = cut_at(body, at, SLICE_BYTES)
         bare, in_string = brackets(body[at:end], in_string)
-        steps = bare.translate(STEPS)
-        opened = steps.count(1)
-        if depth + opened > DEPTH_MAX and _highest(steps, depth) > DEPTH_MAX:
+        opened = bare.count(b"[") + bare.count(b"{")
+        if depth + opened > DEPTH_MAX and _goes_above(bare, depth):
             raise InvalidBody(f"The body is nested deeper than {DEPTH_MAX} levels.")
-        depth += 2 * opened - len(steps)
+        depth += 2 * opened - len(bare)
         at = end
         yield
 
@@ -88,16 +89,15 @@ def value_end(body: bytes, at: int) -> Generator[None, None, int]:
     """Where the string, array or object that begins at ``at`` ends; -1 where it does not."""
     if body[at] == QUOTE:
         return (yield from _string_end(body, at + 1))
-    depth, in_string, size = 0, False, FIRST_BYTES
+    at, depth, in_string, size = at + 1, 1, False, FIRST_BYTES
     while at < len(body):
         end = cut_at(body, at, size)
         size = min(size * 8, SLICE_BYTES)  # most values are short
         bare, after = brackets(body[at:end], in_string)
-        steps = bare.translate(STEPS)
-        opened = steps.count(1)
-        if depth + opened <= len(steps) and _lowest(steps, depth) <= 0:
+        closed = bare.count(b"]") + bare.count(b"}")
+        if depth <= closed and _lowest(bare, depth) <= 0:
             return _close_in(body, at, end, depth, in_string)
-        depth += 2 * opened - len(steps)
+        depth += len(bare) - 2 * closed
         at, in_string = end, after
         yield
     return -1
@@ -132,13 +132,60 @@ def _unescaped(piece: bytes) -> bytes:
     return piece.replace(b'\\"', b"")
 
 
-def _highest(steps: bytes, depth: int) -> int:
-    return depth + max(accumulate(memoryview(steps).cast("b")), default=0)
+def open_after(marks: bytes) -> tuple[int, bytes]:
+    """How many brackets these close that were open before, and which they leave open, in order."""
+    rest, _, settled = innermost_removed(marks)
+    if settled:
+        opened = rest.lstrip(b"]}")
+        return len(rest) - len(opened), opened
+    # Deep ones would take many passes. The last time that the depth was one less than a level, the
+    # bracket opened which is open at that level.
+    steps = memoryview(rest.translate(STEPS)).cast("b")
+    try:
+        depths = bytes(accumulate(steps, initial=128))
+    except ValueError:
+        return len(rest), b""  # more closings than anything could have opened
+    lowest, last = min(depths), depths[-1]
+    opened = b""
+    for level in range(lowest, last):
+        at = depths.rfind(level)
+        opened += rest[at : at + 1]
+    return 128 - lowest, opened
 
 
-def _lowest(steps: bytes, depth: int) -> int:
-    """After at least one bracket: the depth before the first does not count."""
-    return depth + min(accumulate(memoryview(steps).cast("b")), default=1)
+def innermost_removed(marks: bytes) -> tuple[bytes, int, bool]:
+    """Brackets without pairs that hold nothing, taken out again and again; how often; and whether no
+    pair is left. It stops where little goes in a pass: there a step for each bracket is cheaper.
+    """
+    passes = 0
+    while True:
+        left = marks.replace(b"[]", b"").replace(b"{}", b"")
+        gone = len(marks) - len(left)
+        if not gone:
+            return marks, passes, True
+        marks = left
+        passes += 1
+        if 4 * gone < len(left):
+            return marks, passes, False
+
+
+def _goes_above(bare: bytes, depth: int) -> bool:
+    """Whether nesting goes deeper than ``DEPTH_MAX``: by a bound that is quick where little nests,
+    else step by step.
+    """
+    rest, passes, _ = innermost_removed(bare.translate(SQUARE))
+    if depth + rest.count(b"[") + passes <= DEPTH_MAX:
+        return False
+    steps = memoryview(bare.translate(STEPS)).cast("b")
+    return depth + max(accumulate(steps), default=0) > DEPTH_MAX
+
+
+def _lowest(bare: bytes, depth: int) -> int:
+    """The least depth on the way, from ``depth`` on."""
+    rest, _, settled = innermost_removed(bare.translate(SQUARE))
+    if settled:  # nothing is left but closings, then openings
+        return depth - rest.count(b"]")
+    return depth + min(accumulate(memoryview(rest.translate(STEPS)).cast("b")), default=0)
 
 
 def _string_end(body: bytes, at: int) -> Generator[None, None, int]:
@@ -158,10 +205,9 @@ def _close_in(body: bytes, at: int, end: int, depth: int, in_string: bool) -> in
     while at < end:
         fine = min(cut_at(body, at, FINE_BYTES), end)
         bare, after = brackets(body[at:fine], in_string)
-        steps = bare.translate(STEPS)
-        if _lowest(steps, depth) <= 0:
+        if _lowest(bare, depth) <= 0:
             return _bracket_in(body, at, fine, depth, in_string)
-        depth += 2 * steps.count(1) - len(steps)
+        depth += len(bare) - 2 * (bare.count(b"]") + bare.count(b"}"))
         at, in_string = fine, after
     return -1
 

@@ -2,18 +2,22 @@
 
 A typed decode hands out the values whose names are known as they stand in the body; a walk over the
 object then steps from member to member, over such a value by comparing bytes, over any other by its
-skeleton. No recursion, no parse of what is not read. Not here: what the members mean
+skeleton. A large body is judged piece by piece instead (``contract.pieces``), and walked by its
+skeleton alone. No recursion, no parse of what is not read. Not here: what the members mean
 (``contract.envelope``), changing them (``contract.edits``).
 """
 
 import codecs
 import re
 from collections.abc import Collection, Generator, Iterator, Mapping
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 import msgspec
 
+from gateway.contract import media
 from gateway.contract.errors import InvalidBody
+from gateway.contract.paths import path_at
+from gateway.contract.pieces import Broken, broken, check_syntax
 from gateway.contract.skeleton import (
     DEPTH_MAX,
     SLICE_BYTES,
@@ -26,6 +30,8 @@ from gateway.contract.skeleton import (
 MEMBERS_MAX = 1024
 MEMBERS_PER_TURN = 64
 SHORT_BYTES = 4096
+#: Of a value that is read, where it is neither text nor a list of prompts.
+VALUE_BYTES_MAX = 8192
 #: OpenAI's limit on the inputs of one embeddings request; a list of prompts has the same here.
 LIST_MAX = 2048
 #: Fields that are ours to read or to take out: a second one of the same name is refused.
@@ -44,6 +50,8 @@ PRIVILEGED = frozenset(
     )
 )  # fmt: skip
 GUARDED = READ | PRIVILEGED
+#: Read where they stand; the others of ``READ`` are handed out as values.
+IN_PLACE = frozenset(("messages", "prompt", "input", "stream_options"))
 #: Passed on unread; known only so that the walk steps over them in one comparison.
 STEPPED_OVER = (
     "tools", "tool_choice", "functions", "response_format", "structured_outputs", "stop",
@@ -55,11 +63,13 @@ _Known = TypedDict(  # type: ignore[misc]  # the names above are the fields
     dict.fromkeys((*GUARDED, *STEPPED_OVER), msgspec.Raw),
     total=False,
 )
+T = TypeVar("T")
 Fields = msgspec.json.Decoder[dict[str, msgspec.Raw]]
 _KNOWN: Fields = msgspec.json.Decoder(_Known)  # a dict at run time
 _ANY: Fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
-_SPACE = rb"[ \t\r\n]*+"
+#: Bounded, so that one match never holds the loop.
+_SPACE = rb"[ \t\r\n]{0,65536}+"
 _KEY = rb'"((?:[^"\\]{1,1024}+|\\.){0,1024}+)"' + _SPACE + b":" + _SPACE
 OPEN = re.compile(_SPACE + rb"\{" + _SPACE)
 FIRST = re.compile(_KEY, re.DOTALL)
@@ -83,17 +93,19 @@ class Scan:
 
     Raises ``InvalidBody`` for what is no JSON object, nests too deep, holds bad UTF-8 or NaN, or
     names a guarded field twice. When the iteration has ended: ``members`` in order, ``index`` from
-    key to its position, ``fields`` the known values as they stand, ``shapes`` of lists of prompts.
+    key to its position, ``fields`` the known values as they stand, ``shapes`` of lists of prompts,
+    ``text_bytes`` what is no picture or recording.
     """
 
-    __slots__ = ("_done", "body", "fields", "index", "members", "shapes")
+    __slots__ = ("_done", "body", "fields", "index", "members", "shapes", "text_bytes")
 
     def __init__(self, body: bytes) -> None:
         self.body = body
-        self.fields: Mapping[str, msgspec.Raw] = {}
+        self.fields: Mapping[str, msgspec.Raw | bytes] = {}
         self.members: list[Member] = []
         self.index: dict[str, int] = {}
         self.shapes: dict[str, Shape] = {}
+        self.text_bytes = len(body)
         self._done = False
 
     def __iter__(self) -> Iterator[None]:
@@ -106,11 +118,13 @@ class Scan:
             # Counting is the cheaper proof for a short body only.
             if len(body) > SHORT_BYTES or body.count(b"[") + body.count(b"{") > DEPTH_MAX:
                 yield from check_depth(body)
+            known = decode_object(body, _KNOWN)
+            self.fields = known
+            yield from walk(body, known, GUARDED, "", self.members, self.index)
         else:
-            yield from _check_utf8(body)
-            yield from check_depth(body)
-        self.fields = decode_object(body, _KNOWN)
-        yield from walk(body, self.fields, GUARDED, "", self.members, self.index)
+            yield from self._judge_large()
+        if media.MARK in body:
+            self.text_bytes = yield from media.text_bytes(body)
         for key in ("prompt", "input"):
             at = self.index.get(key)
             if at is not None and body[self.members[at].value] == 0x5B:  # noqa: PLR2004 -- "["
@@ -118,6 +132,24 @@ class Scan:
                 array = body[member.value : member.end]
                 self.shapes[key] = yield from shape_of(array, 2 * LIST_MAX + 4)
         self._done = True
+
+    def _judge_large(self) -> Generator[None, None, None]:
+        body = self.body
+        yield from _check_utf8(body)
+        yield from check_depth(body)
+        try:
+            yield from check_syntax(body)
+        except Broken as error:
+            path = yield from path_at(body, error.at)
+            raise InvalidBody(_malformed(error), path) from None
+        yield from walk(body, {}, GUARDED, "", self.members, self.index)
+        fields = {}
+        for key in self.index.keys() & (READ - IN_PLACE):
+            member = self.members[self.index[key]]
+            if member.end - member.value > VALUE_BYTES_MAX:
+                raise InvalidBody(f"'{key}' is too long.", key)
+            fields[key] = body[member.value : member.end]
+        self.fields = fields
 
     def finish(self) -> None:
         """Everything that is left, at once."""
@@ -182,9 +214,7 @@ def walk(
             if body[value] in CONTAINERS:
                 at = yield from value_end(body, value)
             else:
-                scalar = SCALAR.match(body, value)
-                assert scalar is not None  # the decoder has seen a value here
-                at = scalar.end()
+                at = yield from _scalar_end(body, value)
             found = NEXT.match(body, at)
         members.append(Member(key, start, value, at))
         if not len(members) % MEMBERS_PER_TURN:
@@ -192,7 +222,7 @@ def walk(
         if len(members) > MEMBERS_MAX:
             raise InvalidBody(f"The body has more than {MEMBERS_MAX} fields.")
     if CLOSE.match(body, at) is None:
-        raise InvalidBody("The body has a key that is too long.")
+        raise InvalidBody("The body has a key that is too long, or too much space in one place.")
 
 
 def decode_object(body: bytes, decoder: Fields) -> dict[str, msgspec.Raw]:
@@ -204,12 +234,37 @@ def decode_object(body: bytes, decoder: Fields) -> dict[str, msgspec.Raw]:
     except msgspec.ValidationError:
         raise InvalidBody("The body must be a JSON object.") from None
     except msgspec.DecodeError as error:
-        detail = str(error).removeprefix("JSON is malformed: ")
-        raise InvalidBody(f"The body is not valid JSON: {detail}.") from None
+        found = broken(error, [(0, 0)])
+        raise InvalidBody(_malformed(found), drained(path_at(body, found.at))) from None
     except UnicodeDecodeError:
         raise InvalidBody("The body is not valid UTF-8.") from None
     except RecursionError:
         raise InvalidBody(f"The body is nested deeper than {DEPTH_MAX} levels.") from None
+
+
+def _scalar_end(body: bytes, at: int) -> Generator[None, None, int]:
+    """A number, however long; its syntax is known to be right."""
+    while True:
+        scalar = SCALAR.match(body, at, at + SLICE_BYTES)
+        if scalar is None:
+            return at
+        if scalar.end() < at + SLICE_BYTES:
+            return scalar.end()
+        at = scalar.end()
+        yield
+
+
+def _malformed(error: Broken) -> str:
+    return f"The body is not valid JSON: {error.detail} (byte {error.at})."
+
+
+def drained(steps: Generator[None, None, T]) -> T:
+    """A generator's result, at once."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
 
 
 def _unescaped(written: bytes) -> str:
@@ -220,14 +275,20 @@ def _check_utf8_whole(body: bytes) -> None:
     try:
         body.decode()
     except UnicodeDecodeError as error:
-        raise InvalidBody(f"The body is not valid UTF-8 (byte {error.start}).") from None
+        raise _not_utf8(error.start, drained(path_at(body, error.start))) from None
 
 
 def _check_utf8(body: bytes) -> Generator[None, None, None]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     for at in range(0, len(body), SLICE_BYTES):
+        held = len(decoder.getstate()[0])
         try:
             decoder.decode(body[at : at + SLICE_BYTES], final=at + SLICE_BYTES >= len(body))
-        except UnicodeDecodeError:
-            raise InvalidBody("The body is not valid UTF-8.") from None
+        except UnicodeDecodeError as error:
+            place = at - held + error.start
+            raise _not_utf8(place, (yield from path_at(body, place))) from None
         yield
+
+
+def _not_utf8(place: int, path: str | None) -> InvalidBody:
+    return InvalidBody(f"The body is not valid UTF-8 (byte {place}).", path)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from gateway.contract.envelope import (
     BOUNDS,
     CHOICES_MAX,
-    MEDIA_BYTES,
     OPERATIONS,
     Bounds,
     Operation,
@@ -19,6 +18,7 @@ from gateway.contract.envelope import (
     scan,
 )
 from gateway.contract.errors import InvalidBody
+from gateway.contract.media import MEDIA_BYTES
 
 CHAT = {"model": "m", "messages": []}
 
@@ -275,18 +275,59 @@ def test_hostile_bodies_are_refused_and_fast(body):
     ids=range(11),
 )
 def test_eight_megabytes_never_hold_the_loop(body):
-    """The longest step between two turns; the bound leaves room for a busy machine."""
-    looked, longest = iter(scan(body)), 0.0
-    began = time.perf_counter()
-    while True:
-        before = time.perf_counter()
-        done = next(looked, "done")
-        longest = max(longest, time.perf_counter() - before)
-        if done == "done":
-            break
+    """The longest step between two turns, in CPU time: the best of three, on a machine that is busy."""
+    assert min(longest_step_s(body) for _ in range(3)) < 0.02
 
-    assert time.perf_counter() - began < 1.5
-    assert longest < 0.25
+
+def longest_step_s(body):
+    looked, longest, done = iter(scan(body)), 0.0, None
+    while done != "done":
+        before = time.thread_time()
+        try:
+            done = next(looked, "done")
+        except InvalidBody:
+            done = "done"
+        longest = max(longest, time.thread_time() - before)
+    return longest
+
+
+LARGE = b'"x":"' + b"x" * 70_000 + b'",'
+
+
+@pytest.mark.parametrize("filler", [b"", LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        (b'{%b"model":"m","messages":[{"role":"user"},{"x":NaN}]}', "messages[1].x"),
+        (b'{%b"model":"m","messages":[],"logit_bias":{"a b":-Infinity}}', 'logit_bias["a b"]'),
+        (b'{%b"model":"m","messages":[{"content":"\xff"}]}', "messages[0].content"),
+        (b'{%b"model":"m","messages":[{"content":"\\ud800\\ud800"}]}', "messages[0].content"),
+        (b'{%b"model":"m","messages":["a\nb"]}', "messages[0]"),
+        (b'{%b"model":"m","temperature":01,"messages":[]}', "temperature"),
+        (b'{%b"model":tru,"messages":[]}', "model"),
+        (b'{%b"model":"m","messages":[1,2,,3]}', "messages[2]"),
+        (b'{%b"model":"m","messages":[1 2]}', "messages"),
+        (b'{%b"model" "m"}', None),
+    ],
+)
+def test_what_is_no_json_is_refused_with_the_path_of_where_it_breaks(body, path, filler):
+    with pytest.raises(InvalidBody) as refused:
+        parse(body.replace(b"%b", filler), "chat")
+
+    assert refused.value.param == path
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("key", ["model", "user", "n", "max_tokens", "stream"])
+def test_values_that_are_read_are_bounded_in_large_bodies(key):
+    value = b'"' + b"x" * 70_000 + b'"' if key in ("model", "user") else b"1" * 70_000
+    others = b"".join(
+        b',"%b":%b' % each for each in ((b"model", b'"m"'),) if each[0].decode() != key
+    )
+    with pytest.raises(InvalidBody) as refused:
+        parse(b'{"messages":[]%b,"%b":%b}' % (others, key.encode(), value), "chat")
+
+    assert refused.value.param == key
 
 
 bodies = st.fixed_dictionaries(

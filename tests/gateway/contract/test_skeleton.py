@@ -137,3 +137,17 @@ def test_large_bodies_give_way_once_a_slice():
     body = b'["' + b"x" * (1 << 20) + b'"]'
 
     assert drained(check_depth(body))[1] == len(body) // skeleton.SLICE_BYTES + 1
+
+
+@given(
+    st.lists(st.sampled_from(["[", "{"]), max_size=40),
+    st.integers(0, 30),
+    st.integers(0, 30),
+    st.booleans(),
+)
+def test_what_is_left_open_is_told_in_order(opened, closings, pairs, deep):
+    between = b"[" * 40 + b"]" * 40 if deep else b"[]{}"
+    marks = b"]" * closings + between * pairs
+    for each in opened:
+        marks += each.encode() + between * pairs
+    assert skeleton.open_after(marks) == (closings, "".join(opened).encode())
