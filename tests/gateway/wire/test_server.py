@@ -606,6 +606,43 @@ async def test_crowd_at_a_full_door_is_cut_without_words(monkeypatch, opened):
         writer.close()
 
 
+async def test_three_hundred_slow_clients_are_all_closed_on_time_and_hold_up_nobody(opened):
+    """Half heads that drip, half bodies that drip, and silence; a healthy client asks meanwhile."""
+    door = await opened(QUICK)
+    starts = (b"GET / HTTP/1.1\r\nhost: ", H + b"host: a\r\ncontent-length: 900\r\n\r\nx", b"")
+    began = time.monotonic()
+    lives = []
+
+    async def slow(start):
+        opened_s = time.monotonic()
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        writer.write(start)
+        reading = asyncio.ensure_future(reader.read())
+        with contextlib.suppress(ConnectionError):
+            while not (await asyncio.wait({reading}, timeout=0.1))[0]:
+                if start:
+                    writer.write(b"x")
+        with contextlib.suppress(ConnectionError):
+            lives.append((time.monotonic() - opened_s, (await reading)[9:12]))
+        writer.close()
+
+    crowd = [asyncio.ensure_future(slow(starts[at % 3])) for at in range(300)]
+    healthy = 0
+    while time.monotonic() - began < 0.6:
+        assert (await door.say(post(b"hi"))).startswith(b"HTTP/1.1 200 ")
+        healthy += 1
+    await asyncio.wait_for(asyncio.gather(*crowd), 20)
+
+    assert healthy > 3
+    assert len(lives) == 300
+    assert {said for _, said in lives} <= {b"408", b""}
+    assert sorted(lives)[150][0] < 5  # on a busy machine; the deadline is 0.3
+    until = time.monotonic() + 5
+    while door.server.connections and time.monotonic() < until:
+        await asyncio.sleep(0.02)
+    assert door.server.connections == 0
+
+
 # -- who it is -------------------------------------------------------------------------------------
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.1"),)
