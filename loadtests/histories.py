@@ -31,9 +31,10 @@ from quotas.store.redis import RedisStore
 DAY_MS = 86_400_000
 BEGIN_MS = 1_800_000_000_000
 SCOPES = ("t1", "p1", "k1")
-IDS = [f"r{n}" for n in range(10)]
+#: Requests open at once; each place's request gets another id when it has ended.
+PLACES = 6
 #: (capacity, per_minute) of the limits, as configuration changes them: fast, slow, and still ones.
-FIGURES = [(100, 60), (100, 6_000_000), (250, 90_000), (40, 7), (1000, 60_000_000), (5, 0)]
+FIGURES = [(100, 60), (100, 6_000_000), (250, 90_000), (60, 7), (1000, 60_000_000), (50, 0)]
 SEEDED = 100_000
 
 _tags = itertools.count()
@@ -110,11 +111,15 @@ def charges_of(
 
 QUOTA, HOLDS, BALANCE, BUDGET = 4, 5, 6, 7
 
-amounts_st = st.tuples(
-    st.integers(0, 120), st.integers(0, 60), st.integers(0, 3), st.integers(0, 900)
+few_st = st.tuples(st.integers(0, 20), st.integers(0, 3), st.integers(0, 2), st.integers(0, 200))
+amounts_st = st.one_of(
+    few_st,
+    few_st,
+    st.tuples(st.integers(0, 120), st.integers(0, 60), st.integers(0, 5), st.integers(0, 5_000)),
 )
 figures_st = st.lists(st.sampled_from(FIGURES), min_size=3, max_size=3)
-names_st = st.sampled_from(IDS)
+places_st = st.integers(0, PLACES - 1)
+rarely_st = st.integers(0, 5).map(lambda n: n == 5)
 
 
 class History(RuleBasedStateMachine):
@@ -132,6 +137,7 @@ class History(RuleBasedStateMachine):
         self.redis = self.run(self.open_redis())
         self.memory = MemoryStore(lambda: self.clock.now_ms)
         self.epochs: dict[str, str] = {}
+        self.turns = [0] * PLACES
         self.lives: dict[str, str] = {}  # id -> "held", "expired", "ended", of this life
         self.held: dict[str, tuple[tuple[Charge, ...], Periods, bool]] = {}
         self.settled = 0  # money, since the seed
@@ -187,19 +193,42 @@ class History(RuleBasedStateMachine):
         known = self.epochs.get(store.name, "none") if epoch is None else epoch
         return Settlement(self.tag, name, known, charged, {})
 
-    @rule(name=names_st, figures=figures_st, amounts=amounts_st, shadow=st.booleans())
-    def reserve(self, name, figures, amounts, shadow) -> None:
+    def name_at(self, place: int) -> str:
+        return f"r{place}-{self.turns[place]}"
+
+    def name_of_open(self, place: int, *, any_at_all: bool) -> str:
+        """An open request's id where there is one."""
+        held = sorted(self.held)
+        return self.name_at(place) if any_at_all or not held else held[place % len(held)]
+
+    @rule(place=places_st, figures=figures_st, amounts=amounts_st, shadow=st.booleans(),
+          ended=rarely_st)  # fmt: skip
+    def reserve(self, place, figures, amounts, shadow, ended) -> None:
+        """``ended``: an id that has ended asks again; else the place's next one does."""
         History.steps += 1
+        if not ended and self.lives.get(self.name_at(place)) == "ended":
+            self.turns[place] += 1
+        name = self.name_at(place)
         charges = self.charges(figures, amounts, shadow=shadow)
         verdict = self.both(lambda store: store.reserve(self.tag, name, charges, 3600))
         if verdict != "refused" and verdict.admitted and name not in self.lives:
             self.lives[name] = "held"
             self.held[name] = (charges, periods(self.clock.now_ms), QUOTA in verdict.shadowed)
 
-    @rule(name=names_st, figures=figures_st, amounts=amounts_st, missing=st.integers(0, 4),
-          times=st.integers(1, 2))  # fmt: skip
-    def settle(self, name, figures, amounts, missing, times) -> None:
+    @rule(place=places_st, figures=figures_st, amounts=few_st)
+    def reserve_few(self, place, figures, amounts) -> None:
+        self.reserve(place, figures, amounts, shadow=False, ended=False)
+
+    @rule(place=places_st, figures=figures_st, amounts=few_st)
+    def reserve_and_look(self, place, figures, amounts) -> None:
+        self.reserve(place, figures, amounts, shadow=True, ended=False)
+        self.look(figures, amounts)
+
+    @rule(place=places_st, figures=figures_st, amounts=amounts_st, missing=st.integers(0, 4),
+          times=st.integers(1, 2), any_at_all=rarely_st)  # fmt: skip
+    def settle(self, place, figures, amounts, missing, times, any_at_all) -> None:
         History.steps += 1
+        name = self.name_of_open(place, any_at_all=any_at_all)
         charged = self.charges(figures, amounts)[missing:]
         for _ in range(times):
             self.each(lambda store: store.settle(self.settlement(store, name, charged)))
@@ -216,16 +245,18 @@ class History(RuleBasedStateMachine):
             self.lives[name] = "ended"
             self.settled += amounts[3]
 
-    @rule(name=names_st)
-    def release(self, name) -> None:
+    @rule(place=places_st, any_at_all=rarely_st)
+    def release(self, place, any_at_all) -> None:
         History.steps += 1
+        name = self.name_of_open(place, any_at_all=any_at_all)
         self.each(lambda store: store.release(self.tag, name))
         if self.lives.get(name) in (None, "held", "expired"):
             self.end(name)
 
-    @rule(name=names_st)
-    def expire(self, name) -> None:
+    @rule(place=places_st, any_at_all=rarely_st)
+    def expire(self, place, any_at_all) -> None:
         History.steps += 1
+        name = self.name_of_open(place, any_at_all=any_at_all)
         self.each(lambda store: store.expire(self.tag, name))
         if self.lives.get(name) == "held":
             self.lives[name] = "expired"
@@ -235,10 +266,12 @@ class History(RuleBasedStateMachine):
         History.steps += 1
         self.clock.move(ms)
 
-    @rule()
-    def crash(self) -> None:
+    @rule(now=rarely_st)
+    def crash(self, now) -> None:
         """The process that spoke to Redis dies and another of its name comes."""
         History.steps += 1
+        if not now:
+            return
         self.run(self.redis.close())
         self.redis = self.run(self.open_redis())
 
@@ -253,10 +286,12 @@ class History(RuleBasedStateMachine):
             self.lives[name] = "ended"
             self.settled -= amount
 
-    @rule(again=st.booleans())
-    def flush(self, again) -> None:
+    @rule(again=st.booleans(), now=rarely_st)
+    def flush(self, again, now) -> None:
         """Everything is lost; some requests are held again before the money is rebuilt."""
         History.steps += 1
+        if not now:
+            return
         self.admin.flushall()
         self.clock.move(0)
         self.memory = MemoryStore(lambda: self.clock.now_ms)

@@ -87,6 +87,8 @@ async def client(setting: Setting, store: RedisStore, tag: str, number: int, log
         asked = {"reserve": most, "after": 1, "prompt": prompt}[setting.mode]
         name = f"{setting.seed}-{number}-{turn}"
         turn += 1
+        log.write(json.dumps([name]) + "\n")  # as a board's slot says before it is reserved
+        log.flush()
         try:
             verdict = await store.reserve(tag, name, [Charge(each, asked) for each in mine], 3600)
         except StoreUnavailable:
@@ -146,8 +148,15 @@ async def run(setting: Setting, url: str) -> Result:
     requests = aborted = 0
     epoch = await store.epoch(tag)
     for process in range(PROCESSES):
+        asked: list[str] = []
+        admitted: set[str] = set()
         for line in (folder / f"{process}").read_text().splitlines():
-            name, number, actual, left_early = json.loads(line)
+            name, *noted = json.loads(line)
+            if not noted:
+                asked.append(name)
+                continue
+            number, actual, left_early = noted
+            admitted.add(name)
             requests += 1
             aborted += left_early
             used["t1"] += actual
@@ -156,6 +165,9 @@ async def run(setting: Setting, url: str) -> Result:
                 open_requests += 1
                 charged = tuple(Charge(each, actual) for each in limits(setting, number % 2))
                 store.settle(Settlement(tag, name, epoch, charged, {}))
+        for name in asked if process == killed else ():
+            if name not in admitted:  # reserved perhaps, and never sent anywhere
+                store.release(tag, name)
     assert await store.flush(10)
     took_s = time.monotonic() - began_s
     allowed = setting.limit + int(setting.per_minute * took_s / 60) + 1

@@ -25,8 +25,9 @@ class Rate(Bucket):
         self.limit = limit
 
     def adopt(self, limit: Limit, now_ms: int) -> None:
-        """Go on under a limit's figures as they are now."""
-        self.configure(limit.capacity, limit.per_minute, now_ms)
+        """Go on under a limit's figures as they are now; the same figures move nothing."""
+        if limit.capacity != self.capacity or limit.per_minute != self.per_minute:
+            self.configure(limit.capacity, limit.per_minute, now_ms)
         self.limit = limit
 
     def touch(self, limit: Limit) -> None:

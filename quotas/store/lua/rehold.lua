@@ -28,13 +28,14 @@ for s = 1, #scopes do
     local kind, amount, state = kinds[n], amounts[n], kept[n]
     local value
     how[n] = kind == 'quota' and (chosen[n] or 0) or kind == 'concurrency' and 0 or 1
-    if amount == 0 then
-      value = nil
-    elseif kind == 'bucket' then
-      if not known then
+    if kind == 'bucket' then
+      if (amount > 0 and not known) or kept[n] then
+        if known then amount = 0 end
         levels[n] = levels[n] - amount * TICKS
         value = struct.pack(BUCKET, levels[n], now_ms, capacities[n], rates[n])
       end
+    elseif amount == 0 then
+      value = nil
     elseif kind == 'concurrency' then
       how[n] = take_holds(state, chosen[n], ARGV[3], amount, ARGV[4])
       levels[n], holds, value = levels[n] - amount, true, cmsgpack.pack(state)
