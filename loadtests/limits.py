@@ -8,7 +8,7 @@ Starts a Valkey of its own on loopback and shows:
     retry-after random states: a client that waits exactly so long, alone, is admitted
     cancels     reserves cancelled or timed out: wrong replies, leaked holds
 
-Usage: python loadtests/limits.py [--seeds 10] [--steps 50000] [--states 1000] [--cancels 100000]
+Usage: python -m loadtests.limits [--seeds 10] [--steps 50000] [--states 1000] [--cancels 100000]
 Exits 1 when a promise is not kept.
 """
 

@@ -132,9 +132,12 @@ async def run(setting: Setting, url: str) -> Result:
         for n in range(PROCESSES)
     ]
     logs = [folder / f"{n}" for n in range(PROCESSES)]
-    while not any(log.exists() and log.stat().st_size for log in logs):  # noqa: ASYNC110
-        await asyncio.sleep(0.002)  # another process's file
-    began_s = time.monotonic() - 0.05
+    began_s = 0.0
+    while not all(log.exists() and log.stat().st_size for log in logs):
+        if not began_s and any(log.exists() for log in logs):
+            began_s = time.monotonic()
+        await asyncio.sleep(0.002)  # another process's files
+    began_s = began_s or time.monotonic()
     killed = -1
     if setting.kill_s >= 0:
         await asyncio.sleep(setting.kill_s)
