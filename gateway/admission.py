@@ -75,7 +75,9 @@ class Admission:
         tag = principal.tag
         try:
             verdict = await self._store.reserve(tag, request_id, charges, ttl_s)
-            if verdict.reason == "unbuilt" and await self._balances.build(tag, principal.tenant.id):
+            if verdict.reason == "unbuilt" and await self._balances.build(
+                tag, principal.tenant.id, charges
+            ):
                 verdict = await self._store.reserve(tag, request_id, charges, ttl_s)
         except StoreUnavailable:
             if self._knocking is None:

@@ -16,6 +16,7 @@ from gateway.contract.errors import StoreAway
 from gateway.link.client import LinkAway
 from gateway.link.messages import BalancesAnswer, BalancesAsked, Rehold
 from quotas.errors import ReservationRefused, StoreUnavailable
+from quotas.limits import Charge, Limit
 from quotas.ports import QuotaStore
 
 ANSWER_S = 2.0
@@ -34,19 +35,21 @@ class Balances:
         self._running = running
         self._building: dict[str, asyncio.Task[bool]] = {}
 
-    async def build(self, tag: str, tenant_id: int) -> bool:
-        """True when the tenant's money may be asked for again. Raises ``StoreAway``."""
+    async def build(self, tag: str, tenant_id: int, charges: tuple[Charge, ...]) -> bool:
+        """True when the money of these charges may be asked for again. Raises ``StoreAway``."""
         task = self._building.get(tag)
         if task is None:
-            task = asyncio.create_task(self._build(tag, tenant_id), name=f"balances of {tag}")
+            work = self._build(tag, tenant_id, charges)
+            task = asyncio.create_task(work, name=f"balances of {tag}")
             self._building[tag] = task
             task.add_done_callback(lambda _: self._building.pop(tag, None))
         return await asyncio.shield(task)
 
-    async def _build(self, tag: str, tenant_id: int) -> bool:
+    async def _build(self, tag: str, tenant_id: int, charges: tuple[Charge, ...]) -> bool:
         try:
             epoch = await self._store.epoch(tag)
-            question = msgspec.msgpack.encode(BalancesAsked(tenant_id, tag, epoch))
+            limits = await self._unbuilt(tag, charges)
+            question = msgspec.msgpack.encode(BalancesAsked(tenant_id, tag, epoch, limits))
             body = await self._ask("balances", question, ANSWER_S)
             answer = msgspec.msgpack.decode(body, type=BalancesAnswer)
             if answer.counted_before:
@@ -55,6 +58,18 @@ class Balances:
             return await self._store.seed(tag, epoch, answer.seeds, answer.counted)
         except (StoreUnavailable, LinkAway):
             raise StoreAway("balances cannot be counted right now") from None
+
+    async def _unbuilt(self, tag: str, charges: tuple[Charge, ...]) -> tuple[Limit, ...]:
+        """Those that the store does not know: a level that is known must not be counted again, or
+        what was charged to it meanwhile would be undone.
+        """
+        found = []
+        for charge in charges:
+            if charge.limit.dimension == "money":
+                asked = (Charge(charge.limit, 1, charge.periods),)
+                if (await self._store.inspect(tag, asked)).verdict.reason == "unbuilt":
+                    found.append(charge.limit)
+        return tuple(found)
 
     async def rehold(self, wanted: Rehold) -> None:
         """Hold this process's open requests of a tenant again, under the store's new epoch."""

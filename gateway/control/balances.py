@@ -2,13 +2,13 @@
 
 In this order, so that nothing is counted twice or forgotten: every data process of this host holds
 its open requests again under the new epoch, journals are shipped, sums are read from SQL, and with
-them goes what they include and whose settle may still arrive. One count a tenant and epoch: a later
-one would undo what was charged since. Not here: the store (``gateway.balances`` hands them over).
+them goes what they include and whose settle may still arrive. One count a level and epoch: a later one
+would undo what was charged since. An end user's spending is in no ledger and begins at nothing. Not here: the store (``gateway.balances`` hands them over).
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -36,6 +36,14 @@ async def no_balance(_connection: AsyncConnection, _tenant_id: int) -> tuple[int
     return 0, ()
 
 
+Level = tuple[str, str]
+
+
+def level_of(limit: Limit) -> Level:
+    """What tells two levels of money of a tag apart."""
+    return limit.scope, limit.window
+
+
 class Balances:
     """One per control process. ``ship``: bring what ended into the ledger; ``unsettled``: request
     ids of a tag that the ledger has and the store has not acknowledged; ``level``: what SQL says of a
@@ -60,7 +68,8 @@ class Balances:
         self._level = level
         self._calendars = Calendars()
         self._turn = asyncio.Lock()
-        self._counted: dict[str, tuple[str, float]] = {}  # tag -> epoch, when it was handed out
+        # tag -> epoch, and when each level was handed out
+        self._counted: dict[str, tuple[str, dict[Level, float]]] = {}
         self._number = 0
         self._waiting: dict[int, tuple[set[Peer], asyncio.Event]] = {}
 
@@ -69,14 +78,24 @@ class Balances:
         asked = msgspec.msgpack.decode(body, type=BalancesAsked)
         async with self._turn:
             known = self._counted.get(asked.tag)
-            now_s = time.monotonic()
-            if known is not None and known[0] == asked.epoch and now_s - known[1] < TRUSTED_S:
+            lost = known is None or known[0] != asked.epoch
+            if known is None or lost:
+                known = self._counted[asked.tag] = (asked.epoch, {})
+                await self._rehold(asked.tag, asked.epoch)
+            handed, now_s = known[1], time.monotonic()
+            wanted = [
+                limit
+                for limit in asked.limits
+                if now_s - handed.get(level_of(limit), -TRUSTED_S) >= TRUSTED_S
+            ]
+            if not wanted:
                 return msgspec.msgpack.encode(BalancesAnswer(counted_before=True))
-            await self._rehold(asked.tag, asked.epoch)
             await self._ship()
-            seeds, counted = await self._seeds(asked.tenant_id)
-            answer = BalancesAnswer(seeds=seeds, counted=(*self._unsettled(asked.tag), *counted))
-            self._counted[asked.tag] = (asked.epoch, time.monotonic())
+            seeds, counted = await self._seeds(asked.tenant_id, wanted)
+            # A store that lost nothing knows what is open, under limits that it knew.
+            unsettled = self._unsettled(asked.tag) if lost else ()
+            answer = BalancesAnswer(seeds=seeds, counted=(*unsettled, *counted))
+            handed.update(dict.fromkeys(map(level_of, wanted), time.monotonic()))
         return msgspec.msgpack.encode(answer)
 
     def on_reheld(self, peer: Peer, body: bytes) -> None:
@@ -105,7 +124,9 @@ class Balances:
         finally:
             del self._waiting[number]
 
-    async def _seeds(self, tenant_id: int) -> tuple[tuple[Seed, ...], tuple[str, ...]]:
+    async def _seeds(
+        self, tenant_id: int, limits: Sequence[Limit]
+    ) -> tuple[tuple[Seed, ...], tuple[str, ...]]:
         tenant = self._snapshot.tenants.get(tenant_id)
         if tenant is None:
             return (), ()
@@ -113,7 +134,7 @@ class Balances:
         now_ms = time.time_ns() // 1_000_000
         seeds = []
         async with self._db.read() as connection:
-            for limit in self._money_limits(tenant):
+            for limit in limits:
                 if limit.algorithm == "balance":
                     level, counted = await self._level(connection, tenant_id)
                     seeds.append(Seed(limit, level))
@@ -133,15 +154,3 @@ class Balances:
         if scope is not None:
             used = await spent_micro(connection, scope, tenant.currency, begins_ms, ends_ms)
         return Seed(limit, used, name)
-
-    def _money_limits(self, tenant: TenantDoc) -> list[Limit]:
-        """Every limit of money that shares the tenant's tag."""
-        snapshot = self._snapshot
-        projects = [each for each in snapshot.projects.values() if each.tenant_id == tenant.id]
-        ids = {each.id for each in projects}
-        keys = [each for each in snapshot.keys.values() if each.project_id in ids]
-        found = []
-        for scope in (tenant, *projects, *keys):
-            for limits in (scope.limits, *scope.model_limits.values()):
-                found += [limit for limit in limits if limit.dimension == "money"]
-        return found

@@ -94,11 +94,12 @@ class Explained(msgspec.Struct, frozen=True):
 
 
 class BalancesAsked(msgspec.Struct, frozen=True):
-    """The store knows no money of this tag in this epoch: what does SQL say?"""
+    """The store does not know these levels of money in this epoch: what does SQL say?"""
 
     tenant_id: int
     tag: str
     epoch: str
+    limits: tuple[Limit, ...]
 
 
 class BalancesAnswer(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from gateway.balances import Balances
 from gateway.contract.errors import StoreAway
 from gateway.link.client import LinkAway
 from gateway.link.messages import BalancesAnswer, BalancesAsked
-from quotas.calendar import periods_at
+from quotas.calendar import LIFETIME, periods_at
 from quotas.limits import Charge, Limit
 from quotas.ports import Seed
 from quotas.store.memory import MemoryStore
@@ -17,6 +17,7 @@ from quotas.store.memory import MemoryStore
 NOW_MS = 1_800_000_000_000
 BUDGET = Limit("t1", "tenant a", "money", "quota", 1_000, 0, 1, "day")
 PERIODS = periods_at("day", NOW_MS)
+CHARGES = (Charge(BUDGET, 50, PERIODS),)
 
 
 class Control:
@@ -43,7 +44,7 @@ async def test_money_is_refused_until_it_was_counted():
     balances = Balances(store, control.ask, list)
 
     assert (await reserve(store, "r1", 50)).reason == "unbuilt"
-    assert await balances.build("t1", 1)
+    assert await balances.build("t1", 1, CHARGES)
     assert (await reserve(store, "r1", 50)).admitted
     refused = await reserve(store, "r2", 51)
     assert (refused.admitted, refused.levels[0].remaining) == (False, 50)
@@ -52,17 +53,29 @@ async def test_money_is_refused_until_it_was_counted():
 async def test_those_who_wait_wait_for_one_count():
     control = Control(BalancesAnswer())
     balances = Balances(MemoryStore(lambda: NOW_MS), control.ask, list)
-    assert all(await asyncio.gather(*(balances.build("t1", 1) for _ in range(9))))
+    assert all(await asyncio.gather(*(balances.build("t1", 1, CHARGES) for _ in range(9))))
     assert len(control.asked) == 1
     assert (control.asked[0].tenant_id, control.asked[0].tag) == (1, "t1")
+    assert control.asked[0].limits == (BUDGET,)
 
 
 async def test_while_control_is_away_money_is_refused():
     balances = Balances(MemoryStore(lambda: NOW_MS), Control(None).ask, list)
     with pytest.raises(StoreAway):
-        await balances.build("t1", 1)
+        await balances.build("t1", 1, CHARGES)
 
 
 async def test_what_another_process_was_told_is_not_asked_for_again():
     control = Control(BalancesAnswer(counted_before=True))
-    assert await Balances(MemoryStore(lambda: NOW_MS), control.ask, list).build("t1", 1)
+    assert await Balances(MemoryStore(lambda: NOW_MS), control.ask, list).build("t1", 1, CHARGES)
+
+
+async def test_only_levels_that_the_store_does_not_know_are_asked_for():
+    store = MemoryStore(lambda: NOW_MS)
+    other = Limit("t1", "tenant a", "money", "quota", 1_000, 0, 1, "lifetime")
+    control = Control(BalancesAnswer((Seed(BUDGET, 900, PERIODS.this_id),)))
+    balances = Balances(store, control.ask, list)
+    await balances.build("t1", 1, CHARGES)
+    await balances.build("t1", 1, (*CHARGES, Charge(other, 1, LIFETIME)))
+
+    assert [each.limits for each in control.asked] == [(BUDGET,), (other,)]

@@ -12,6 +12,8 @@ from gateway.loader import Loader
 from gateway.snapshot import Snapshot
 from gateway.store.database import Database
 from gateway.store.ledger import insert_records
+from gateway.terms import Calendars, terms_of
+from quotas.limits import Limit
 from tests.support.applying import FULL, apply
 from tests.support.databases import database_url, db
 from tests.support.postgres import postgres
@@ -44,6 +46,14 @@ DOCUMENT: dict[str, Any] = {
 }
 
 
+def money_limits(snapshot: Snapshot) -> tuple[Limit, ...]:
+    """Those of the key, as its requests for the model are held to, an end user's included."""
+    principal, model = snapshot.principal(1), snapshot.models[1]
+    assert principal is not None
+    limits = terms_of(principal, model, Calendars()).for_user("ab").limits
+    return tuple(each for each in limits if each.dimension == "money")
+
+
 class Peer:
     hello = Hello(0, 1, 1)
 
@@ -70,6 +80,7 @@ class Bench:
 
     def __init__(self, db: Database, snapshot: Snapshot, link: Link) -> None:
         self.steps: list[str] = []
+        self.snapshot = snapshot
         self.link = link
         link.balances = self.balances = Balances(
             db,
@@ -84,7 +95,8 @@ class Bench:
         self.steps.append(f"shipped after {len(self.link.told)} reholds")
 
     async def ask(self, epoch: str = "e1") -> BalancesAnswer:
-        question = msgspec.msgpack.encode(BalancesAsked(1, "t1", epoch))
+        limits = money_limits(self.snapshot)
+        question = msgspec.msgpack.encode(BalancesAsked(1, "t1", epoch, limits))
         said = await self.balances.on_asked(Peer(), question)  # type: ignore[arg-type]
         return msgspec.msgpack.decode(said, type=BalancesAnswer)
 
@@ -111,6 +123,7 @@ async def test_every_budget_that_sql_knows_is_counted_from_it(db: Database, benc
         ("t1", "lifetime", 500_000),
         ("k1", "day", 0),  # that record is of 1970
         ("k1m1", "lifetime", 500_000),
+        ("k1uab", "day", 0),
     ]
     assert answer.seeds[0].period_id == "life"
     assert answer.counted == ("owed to t1",)
@@ -135,6 +148,6 @@ async def test_a_process_that_does_not_answer_is_not_waited_for_long(db: Databas
 
 
 async def test_a_tenant_that_is_gone_has_nothing(bench: Bench) -> None:
-    question = msgspec.msgpack.encode(BalancesAsked(9, "t9", "e1"))
+    question = msgspec.msgpack.encode(BalancesAsked(9, "t9", "e1", money_limits(bench.snapshot)))
     said = await bench.balances.on_asked(Peer(), question)  # type: ignore[arg-type]
     assert msgspec.msgpack.decode(said, type=BalancesAnswer).seeds == ()
