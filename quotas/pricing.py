@@ -9,6 +9,7 @@ total (``quotas.charging``), rows (``gateway.store.catalog``).
 
 from collections.abc import Container, Mapping
 from datetime import datetime
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -23,13 +24,14 @@ from quotas.meters import (
     REQUESTS,
     units_of,
 )
-from quotas.money import MILLION, cost_nano, divide, divide_up
+from quotas.money import MILLION, divide, divide_up
 from quotas.usage import TokenUsage
 
 #: The meters of a price of which nothing is known any more: what was cached stays apart.
 METERS = (INPUT, CACHED_INPUT, OUTPUT)
 DEFAULT_TIER = "default"
 HOURS = 24
+MINUTE_MS = 60_000
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,17 +146,9 @@ def ceiling(price: Price) -> Ceiling:
     )
 
 
-def cost_by_meter(billed: Mapping[str, int], prices: Mapping[str, int]) -> dict[str, int]:
-    """Nano-units by meter; ``prices`` maps meter to nano-units per million units.
-
-    A meter without a price costs 0 and is still a line. The total is the sum of the lines.
-    """
-    return {meter: cost_nano(units, prices.get(meter, 0)) for meter, units in billed.items()}
-
-
 def _rates_then(price: Price, prompt_tokens: int, started_ms: int) -> dict[str, int]:
     """Meter -> nano under the conditions of the moment."""
-    hour = _hour(price.time_zone, started_ms)
+    hour = _hour_of(price.time_zone, started_ms // MINUTE_MS)
     found = dict(price.nano)
     best: dict[str, tuple[int, bool]] = {}
     for each in price.conditional:
@@ -167,8 +161,10 @@ def _rates_then(price: Price, prompt_tokens: int, started_ms: int) -> dict[str, 
     return found
 
 
-def _hour(time_zone: str, at_ms: int) -> int:
-    return datetime.fromtimestamp(at_ms // 1000, ZoneInfo(time_zone)).hour
+@lru_cache(maxsize=10_000)
+def _hour_of(time_zone: str, minute: int) -> int:
+    """Zones are whole minutes apart."""
+    return datetime.fromtimestamp(minute * 60, ZoneInfo(time_zone)).hour
 
 
 def _within(hours: tuple[int, int] | None, hour: int) -> bool:

@@ -80,7 +80,6 @@ PROVEN_ELSEWHERE = {
     "gateway.cli.usage": "gateway/cli/test_offline.py",
     # one test over several files that make one thing
     "gateway.control.bodies": "gateway/control/test_app.py gateway/control/test_money.py",
-    "gateway.control.purses": "flows/test_prepaid.py",
     "gateway.store.margins": "gateway/control/test_money.py",
     "gateway.control.core": "gateway/test_controlplane.py gateway/control/test_app.py",
     "gateway.control.examination": "gateway/test_controlplane.py",
