@@ -1,8 +1,9 @@
 """One coarse timer wheel for every deadline of a process.
 
 A timer a request costs microseconds each (asyncio.timeout: 3-5 us); moving a due time costs an
-assignment. A deadline fires up to one tick late, never early. A cancelled one is unlinked at once
-and holds nothing of its request. The idea: Varghese and Lauck, "Hashed and Hierarchical Timing
+assignment. A deadline fires up to one tick late, never early; where the loop itself stood still, the
+wheel did too, so that nobody is late by our fault. A cancelled one is unlinked at once and holds
+nothing of its request. The idea: Varghese and Lauck, "Hashed and Hierarchical Timing
 Wheels", 1987 (scheme 6, one revolution).
 """
 
@@ -12,6 +13,9 @@ from collections.abc import Callable
 from functools import lru_cache
 
 SLOTS = 512
+#: Ticks that a turn catches up: the slack that ``ticks`` adds. A longer gap is the loop's own lag,
+#: and what was set meanwhile was counted from a tick before it.
+CAUGHT_UP = 2
 #: A tick that does not come.
 NEVER = 1 << 62
 log = logging.getLogger("gateway.wire.deadlines")
@@ -91,7 +95,7 @@ class Wheel:
         return self.now + self.ticks(delay_s)
 
     def _ticks(self, delay_s: float) -> int:
-        return int(delay_s / self._tick_s) + 2
+        return int(delay_s / self._tick_s) + CAUGHT_UP
 
     def place(self, deadline: Deadline) -> None:
         if deadline.slot is not None:
@@ -126,6 +130,10 @@ class Wheel:
     def _turn(self) -> None:
         """Catch up with the clock, then sleep a tick."""
         target = int((self._loop.time() - self._began_s) / self._tick_s)
+        lag = target - self.now - CAUGHT_UP
+        if lag > 0:
+            self._began_s += lag * self._tick_s
+            target -= lag
         while self.now < target:
             self.advance()
         self._handle = self._loop.call_later(self._tick_s, self._turn)

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import time
 import weakref
 
 from gateway.wire.deadlines import SLOTS, Wheel
@@ -87,4 +88,18 @@ async def test_the_wheel_turns_with_the_loop() -> None:
     wheel.add(0.05, fired.set)
     await asyncio.wait_for(fired.wait(), 2)
     assert asyncio.get_running_loop().time() - began_s >= 0.05
+    wheel.stop()
+
+
+async def test_a_deadline_set_while_the_loop_lagged_is_not_early() -> None:
+    loop = asyncio.get_running_loop()
+    wheel = Wheel(0.01, loop)
+    wheel.start()
+    await asyncio.sleep(0.03)
+    time.sleep(0.2)  # noqa: ASYNC251 -- the lag itself is the subject
+    fired = asyncio.Event()
+    began_s = loop.time()
+    wheel.add(0.1, fired.set)
+    await asyncio.wait_for(fired.wait(), 2)
+    assert loop.time() - began_s >= 0.1
     wheel.stop()
