@@ -13,9 +13,6 @@ from collections.abc import Callable
 from functools import lru_cache
 
 SLOTS = 512
-#: Ticks that a turn catches up: the slack that ``ticks`` adds. A longer gap is the loop's own lag,
-#: and what was set meanwhile was counted from a tick before it.
-CAUGHT_UP = 2
 #: A tick that does not come.
 NEVER = 1 << 62
 log = logging.getLogger("gateway.wire.deadlines")
@@ -95,7 +92,7 @@ class Wheel:
         return self.now + self.ticks(delay_s)
 
     def _ticks(self, delay_s: float) -> int:
-        return int(delay_s / self._tick_s) + CAUGHT_UP
+        return int(delay_s / self._tick_s) + 2
 
     def place(self, deadline: Deadline) -> None:
         if deadline.slot is not None:
@@ -128,12 +125,11 @@ class Wheel:
                 log.exception("a deadline failed")
 
     def _turn(self) -> None:
-        """Catch up with the clock, then sleep a tick."""
-        target = int((self._loop.time() - self._began_s) / self._tick_s)
-        lag = target - self.now - CAUGHT_UP
-        if lag > 0:
-            self._began_s += lag * self._tick_s
-            target -= lag
-        while self.now < target:
+        """One tick where the clock says so, then sleep until the next."""
+        now_s = self._loop.time()
+        if now_s - self._began_s >= (self.now + 1) * self._tick_s:
+            # More than a tick behind is the loop's own lag: what was set in it counts from before it.
+            self._began_s = max(self._began_s, now_s - (self.now + 2) * self._tick_s)
             self.advance()
-        self._handle = self._loop.call_later(self._tick_s, self._turn)
+        until_next_s = (self.now + 1) * self._tick_s + self._began_s - now_s
+        self._handle = self._loop.call_later(until_next_s, self._turn)
