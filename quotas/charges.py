@@ -25,8 +25,8 @@ def true_charges(
     reserved stays. ``cost_micro``: what it bills, in micro-units; asked only where money is limited.
     Requests stay counted, holds go free.
     """
-    made = []
-    for charge in reserved:
+    made = list(reserved)
+    for index, charge in enumerate(reserved):
         limit = charge.limit
         dimension = limit.dimension
         amount: int | None
@@ -38,8 +38,6 @@ def true_charges(
             amount = cost_micro()
         else:
             amount = None if usage is None else counted(limit, usage)
-        if amount is None or amount == charge.amount:
-            made.append(charge)
-        else:
-            made.append(Charge(limit, amount, charge.periods))
+        if amount is not None and amount != charge.amount:
+            made[index] = Charge(limit, amount, charge.periods)
     return tuple(made)

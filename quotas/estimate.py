@@ -24,6 +24,7 @@ TEMPLATE_TOKENS = 64
 #: are learned by size, each class four times the one before (under 128 bytes ... 128 KiB and more).
 CLASSES = 7
 _SMALLEST_BITS = 7
+_BITS_MAX = _SMALLEST_BITS + 2 * CLASSES
 #: Where neither the model, nor its context, nor a limit bounds the answer.
 UNKNOWN_CAP = 4096
 
@@ -52,10 +53,11 @@ class _Ratios:
 class PromptEstimator:
     """Mutable; one per model. ``estimate`` then ``learn``, in any interleaving."""
 
-    __slots__ = ("_classes",)
+    __slots__ = ("_by_bits",)
 
     def __init__(self) -> None:
-        self._classes = tuple([_Ratios() for _ in range(CLASSES)])
+        classes = tuple([_Ratios() for _ in range(CLASSES)])
+        self._by_bits = tuple([classes[_class_of(bits)] for bits in range(_BITS_MAX + 1)])
 
     def estimate(self, text_bytes: int) -> int:
         """Tokens to reserve for a prompt of that many bytes: at least 1, too few about 1 in 100."""
@@ -67,8 +69,12 @@ class PromptEstimator:
             self._class(text_bytes).add(prompt_tokens / text_bytes)
 
     def _class(self, text_bytes: int) -> _Ratios:
-        at = (text_bytes.bit_length() - _SMALLEST_BITS + 1) // 2
-        return self._classes[min(max(at, 0), CLASSES - 1)]
+        return self._by_bits[min(text_bytes.bit_length(), _BITS_MAX)]
+
+
+def _class_of(bits: int) -> int:
+    """The class of a body whose size has so many bits."""
+    return min(max((bits - _SMALLEST_BITS + 1) // 2, 0), CLASSES - 1)
 
 
 def ceiling(

@@ -7,6 +7,7 @@ here: what is done with them (``quotas.store.memory``), the arithmetic (``quotas
 """
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 from quotas.buckets import NEVER, TICKS, UNTOUCHED_MS, Bucket, fits, shown, wait_ms
 from quotas.limits import Charge, Level, Limit, Verdict
@@ -106,10 +107,23 @@ _CELLS: dict[str, type[Rate] | type[Slots] | type[Quota] | type[Balance]] = {
 }
 
 
-class Plan:
-    """``plain``: buckets and concurrency that are enforced, which most lists are."""
+#: A place in the list, its cell by kind, its limit.
+Step = tuple[int, Rate | None, Slots | None, Limit]
+_NONE = Level(0, 0)
+_limit_of = attrgetter("limit")
 
-    __slots__ = ("cells", "key", "limits", "plain")
+
+def key_of(charges: Sequence[Charge]) -> tuple[int, ...]:
+    """What knows a list of limits again while they live. Walked by C: it runs twice a request."""
+    return tuple(map(id, map(_limit_of, charges)))
+
+
+class Plan:
+    """``plain``: buckets and concurrency that are enforced, which most lists are; they are walked
+    by ``steps``, which ask no cell what it is. ``blank``: levels to be filled in.
+    """
+
+    __slots__ = ("blank", "cells", "key", "limits", "plain", "steps")
 
     def __init__(self, key: tuple[int, ...], limits: tuple[Limit, ...], cells: list[Cell]) -> None:
         self.key = key
@@ -118,6 +132,16 @@ class Plan:
         self.plain = all(
             limit.algorithm in ("bucket", "concurrency") and not limit.shadow for limit in limits
         )
+        self.steps: tuple[Step, ...] = tuple(
+            (
+                index,
+                cell if isinstance(cell, Rate) else None,
+                cell if isinstance(cell, Slots) else None,
+                limit,
+            )
+            for index, (cell, limit) in enumerate(zip(cells, limits, strict=True))
+        )
+        self.blank = (_NONE,) * len(limits)
 
 
 class Reservation:
@@ -161,7 +185,7 @@ class Tag:
 
     def plan(self, charges: Sequence[Charge]) -> Plan:
         """Raises ``ReservationRefused`` where a level is named twice."""
-        key = tuple([id(charge.limit) for charge in charges])
+        key = key_of(charges)
         return self._plans.get(key) or self._make(key, charges)
 
     def cell(self, limit: Limit) -> Cell:

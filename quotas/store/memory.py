@@ -28,7 +28,17 @@ from quotas.reservation import (
     check_periods,
     true_amounts,
 )
-from quotas.store.cells import Balance, Cell, Plan, Quota, Rate, Reservation, Slots, Tag
+from quotas.store.cells import (
+    Balance,
+    Cell,
+    Plan,
+    Quota,
+    Rate,
+    Reservation,
+    Slots,
+    Tag,
+    key_of,
+)
 from quotas.tallies import Look, Slot, period_now
 
 #: Ended reservations remembered, to answer a repeated reserve: the newest of all tags.
@@ -116,7 +126,7 @@ class MemoryStore:
             plan = known.plan
             assert plan is not None
             charged = settlement.charged
-            if tuple([id(charge.limit) for charge in charged]) == plan.key:
+            if key_of(charged) == plan.key:
                 actual = [charge.amount for charge in charged]
             else:
                 actual = true_amounts(plan.limits, known.amounts, charged)
@@ -352,48 +362,50 @@ class MemoryStore:
 
 def _take_plain(plan: Plan, amounts: list[int], now_ms: int) -> tuple[Level, ...] | None:
     """Take everything and show what is left; None, with nothing taken, where something refuses."""
-    levels: list[Level] = []
+    levels = [*plan.blank]
     untouched: list[Rate] = []
-    for cell, limit, amount in zip(plan.cells, plan.limits, amounts, strict=True):
-        if cell.limit is not limit:
-            _adopt(cell, limit, now_ms)
-        if isinstance(cell, Rate):
-            elapsed = now_ms - cell.at_ms
-            level = cell.level
-            full = cell.full
+    for index, rate, slots, limit in plan.steps:
+        amount = amounts[index]
+        if rate is not None:
+            if rate.limit is not limit:
+                rate.adopt(limit, now_ms)
+            elapsed = now_ms - rate.at_ms
+            level = rate.level
+            full = rate.full
             if elapsed > 0:
-                level += elapsed * cell.per_minute
+                level += elapsed * rate.per_minute
                 if level >= full:
                     level = full
-                    if cell.at_ms < 0:
-                        untouched.append(cell)
+                    if rate.at_ms < 0:
+                        untouched.append(rate)
             elif elapsed:
-                cell.at_ms = now_ms
+                rate.at_ms = now_ms
             if amount:
                 need = amount * TICKS
                 if level < need:
                     break
-                cell.level = level = level - need
-                cell.at_ms = now_ms
-            if level < full and cell.per_minute:
-                levels.append(Level(level // TICKS, -((level - full) // cell.per_minute)))
+                rate.level = level = level - need
+                rate.at_ms = now_ms
+            if level < full and rate.per_minute:
+                levels[index] = Level(level // TICKS, -((level - full) // rate.per_minute))
             else:
-                levels.append(Level(level // TICKS, 0))
-        elif isinstance(cell, Slots):
-            held = cell.held + amount
+                levels[index] = Level(level // TICKS, 0)
+        elif slots is not None:
+            slots.limit = limit
+            held = slots.held + amount
             left = limit.capacity - held
             if amount:
                 if left < 0:
                     break
-                cell.held = held
-            levels.append(Level(left, 0))
+                slots.held = held
+            levels[index] = Level(left, 0)
     else:
         return tuple(levels)
-    for cell, amount in zip(plan.cells, amounts[: len(levels)], strict=False):
-        if isinstance(cell, Rate):
-            cell.level += amount * TICKS
-        elif isinstance(cell, Slots):
-            cell.held -= amount
+    for taken, rate, slots, _ in plan.steps[:index]:
+        if rate is not None:
+            rate.level += amounts[taken] * TICKS
+        elif slots is not None:
+            slots.held -= amounts[taken]
     for cell in untouched:
         cell.level, cell.at_ms = cell.full, UNTOUCHED_MS
     return None
@@ -401,20 +413,21 @@ def _take_plain(plan: Plan, amounts: list[int], now_ms: int) -> tuple[Level, ...
 
 def _settle_plain(plan: Plan, reserved: Sequence[int], actual: Sequence[int], now_ms: int) -> None:
     """True amounts in place of the reserved ones, of a list that was taken whole and still holds."""
-    for cell, held, used in zip(plan.cells, reserved, actual, strict=True):
-        if isinstance(cell, Rate):
+    for index, rate, slots, _ in plan.steps:
+        held, used = reserved[index], actual[index]
+        if rate is not None:
             if held != used:
-                elapsed = now_ms - cell.at_ms
-                level = cell.level
-                full = cell.full
+                elapsed = now_ms - rate.at_ms
+                level = rate.level
+                full = rate.full
                 if elapsed > 0:
-                    level += elapsed * cell.per_minute
+                    level += elapsed * rate.per_minute
                     level = min(level, full)
                 level += (held - used) * TICKS
-                cell.level = min(level, full)
-                cell.at_ms = now_ms
-        elif held and isinstance(cell, Slots):
-            cell.held = max(0, cell.held - held)
+                rate.level = min(level, full)
+                rate.at_ms = now_ms
+        elif held and slots is not None:
+            slots.held = max(0, slots.held - held)
 
 
 def _adopt(cell: Cell, limit: Limit, now_ms: int) -> None:
