@@ -384,8 +384,9 @@ class Inference:
 
     def _close(self, call: Call, exchange: Exchange, slot: Slot) -> None:
         """Every ending comes here once: counts in the slot, journal, settle, free."""
-        # A no-op unless our own code failed midway: then the engine's work is still recorded.
-        exchange.end("engine_error", 500, self._unix_ms())
+        # Not ended only where our own code failed midway: the engine's work is still recorded.
+        if exchange.outcome is None:
+            exchange.end("engine_error", 500, self._unix_ms())
         now_s = self._monotonic()
         closing = exchange.closing(now_s)
         record = closing.record
@@ -592,8 +593,9 @@ class Inference:
     def _count(self, model: ModelDoc, record: UsageRecord) -> None:
         counters = self._counters
         counters.add("tf_requests_total", labels_of(record.outcome, model.name))
+        tokens_total = counters.counters["tf_tokens_total"]
         for kind, tokens in record.usage.items():
-            counters.add("tf_tokens_total", labels_of(model.name, kind), tokens)
+            tokens_total[labels_of(model.name, kind)] += tokens
         if record.ttft_ms >= 0:
             counters.histogram("tf_ttft_seconds", model.name).observe(record.ttft_ms / 1000)
 

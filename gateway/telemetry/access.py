@@ -1,6 +1,6 @@
 """One JSON line a request on standard error, and the process's own log lines in the same shape.
 
-Batched: lines of one loop tick go out in one write. Bodies, credentials and query strings are never
+Batched: lines of a few milliseconds go out in one write. Bodies, credentials and query strings are never
 in a line. A slow reader of the log must not stop the loop: past 1 MiB of unwritten lines the
 oldest are dropped and counted.
 """
@@ -42,7 +42,7 @@ class AccessLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class AccessLog:
-    """Writes lines in batches. ``call_soon`` is the loop's; ``fd`` is put in non-blocking use."""
+    """Writes lines in batches. ``call_soon`` runs a function once, soon; ``fd`` is put in non-blocking use."""
 
     def __init__(self, fd: int, call_soon: Callable[[Callable[[], None]], object]) -> None:
         self._fd = fd

@@ -6,6 +6,8 @@ endpoints and fixed words, never a key, a tenant or a path. This file is the lis
 """
 
 from bisect import bisect_left
+from collections import defaultdict
+from functools import lru_cache
 
 #: Upper bounds in seconds. 0.001 x 1.8^i spans 1 ms to 130 s, as TTFT and chunk gaps do.
 BUCKETS_S = tuple(round(0.001 * 1.8**i, 6) for i in range(21))
@@ -68,30 +70,31 @@ class Histogram:
         self.sum_s += value_s
 
 
+def _series() -> dict[str, float]:
+    return defaultdict(int)
+
+
+def _histograms() -> dict[str, Histogram]:
+    return defaultdict(Histogram)
+
+
 class Counters:
     """Absolute values since the process began. Not shared between threads."""
 
     def __init__(self) -> None:
-        self.counters: dict[str, dict[str, float]] = {}
+        self.counters: dict[str, dict[str, float]] = defaultdict(_series)
         self.gauges: dict[str, dict[str, float]] = {}
-        self.histograms: dict[str, dict[str, Histogram]] = {}
+        self.histograms: dict[str, dict[str, Histogram]] = defaultdict(_histograms)
 
     def add(self, name: str, labels: str = "", amount: float = 1) -> None:
-        series = self.counters.get(name)
-        if series is None:
-            series = self.counters[name] = {}
-        series[labels] = series.get(labels, 0) + amount
+        self.counters[name][labels] += amount
 
     def set(self, name: str, value: float, labels: str = "") -> None:
         self.gauges.setdefault(name, {})[labels] = value
 
     def histogram(self, name: str, labels: str = "") -> Histogram:
         """The series itself, to keep where it is observed often."""
-        series = self.histograms.setdefault(name, {})
-        known = series.get(labels)
-        if known is None:
-            known = series[labels] = Histogram()
-        return known
+        return self.histograms[name][labels]
 
     def observed(self) -> dict[str, dict[str, list[float]]]:
         """Histograms as the link carries them: counts per bucket, then the sum."""
@@ -101,6 +104,7 @@ class Counters:
         }
 
 
+@lru_cache(maxsize=4096)
 def labels_of(*values: str) -> str:
     """The label values of one series, in the order of ``LABELS``."""
     return SEPARATOR.join(values)
