@@ -32,6 +32,9 @@ _STR: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
 T = TypeVar("T", int, bool, str)
 #: What an engine is made to do beyond answering: read only where one of them is there.
 BOUNDED = frozenset(("min_tokens", "ignore_eos", "echo", "prompt_logprobs"))
+#: Members that most requests have none of: one look tells, before each is read.
+_CHOICES = frozenset(("n", "best_of"))
+_USER = frozenset(("safety_identifier", "user"))
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,14 +113,15 @@ def parse(
         stream=stream,
         include_usage=asked,
         continuous_usage=asked and options is not None and options.continuous_usage,
-        n=1 if operation == "embeddings" else _choices(seen, bounds.choices_max),
+        n=1
+        if operation == "embeddings" or _CHOICES.isdisjoint(index)
+        else _choices(seen, bounds.choices_max),
         prompts=_prompts(seen, operation, bounds.prompts_max),
         cap=_cap(seen, operation),
         default_cap=DEFAULT_CAPS[operation],
         min_tokens=0 if BOUNDED.isdisjoint(index) else _bounded(seen, bounds),
         text_bytes=seen.text_bytes,
-        user=_read(seen, "safety_identifier", _STR, "a string")
-        or _read(seen, "user", _STR, "a string"),
+        user=None if _USER.isdisjoint(index) else _user(seen),
         dropped=() if PRIVILEGED.isdisjoint(index) else tuple(k for k in index if k in PRIVILEGED),
         members=seen.members,
         index=index,
@@ -137,6 +141,12 @@ def _model(seen: Scan) -> str:
             f"'model' must be a string of 1 to {MODEL_CHARS_MAX} characters.", "model"
         )
     return model
+
+
+def _user(seen: Scan) -> str | None:
+    return _read(seen, "safety_identifier", _STR, "a string") or _read(
+        seen, "user", _STR, "a string"
+    )
 
 
 def _choices(seen: Scan, choices_max: int) -> int:

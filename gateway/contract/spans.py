@@ -194,6 +194,7 @@ def walk(
         raise InvalidBody("The body must be a JSON object.", path or None)
     at = opened.end()
     found = FIRST.match(body, at)
+    count = 0
     while found is not None:
         written, start, value = found[1], found.start(1) - 1, found.end()
         key = written.decode() if b"\\" not in written else _unescaped(written)
@@ -201,7 +202,7 @@ def walk(
             if key in guarded:
                 raise InvalidBody(f"Duplicate key '{path}{key}'.", path + key)
         else:
-            index[key] = len(members)
+            index[key] = count
         raw = fields.get(key)
         if raw is not None and body.startswith(raw, value):
             at = value + len(raw)
@@ -217,9 +218,10 @@ def walk(
                 at = yield from _scalar_end(body, value)
             found = NEXT.match(body, at)
         members.append(Member(key, start, value, at))
-        if not len(members) % MEMBERS_PER_TURN:
+        count += 1
+        if not count % MEMBERS_PER_TURN:
             yield
-        if len(members) > MEMBERS_MAX:
+        if count > MEMBERS_MAX:
             raise InvalidBody(f"The body has more than {MEMBERS_MAX} fields.")
     if CLOSE.match(body, at) is None:
         raise InvalidBody("The body has a key that is too long, or too much space in one place.")

@@ -314,8 +314,7 @@ class Connection(asyncio.Protocol):
             peer = client_address(peer, head.headers, lobby.trusted)
         request = Request(head, body, peer, self._arrived_s)
         task = self._loop.create_task(self._serve(request, reply), name="request")
-        lobby.tasks.add(task)
-        task.add_done_callback(lobby.tasks.discard)
+        lobby.tasks.add(task)  # a loop keeps none alive by itself
 
     async def _serve(self, request: Request, reply: Reply) -> None:
         try:
@@ -327,6 +326,7 @@ class Connection(asyncio.Protocol):
                 reply.send(status, headers, body, close=True)
         if not reply.done and not reply.gone:
             reply.abort()
+        self._lobby.tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def _answered(self, close: bool) -> None:  # noqa: FBT001 -- a callback of one fact
         """The answer is written; the next request of the pipeline begins."""

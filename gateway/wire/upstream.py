@@ -101,7 +101,7 @@ class Upstream(asyncio.Protocol):
         self._complete = False
         self._keep = False
         self._beyond = False  # bytes came after the response's end
-        self._header_bytes = 0  # names and values, interim answers' too
+        self._header_bytes = 0  # names and values of interim answers
         self._beside = 0  # bytes that were no body, less what chunks may bring
         self._poll: select.poll | None = None
         self._refused = ""  # why this response is not to be had
@@ -226,7 +226,6 @@ class Upstream(asyncio.Protocol):
             return  # a trailer: it comes too late to mean anything
         name = name.lower()
         self._headers.append((name, value))
-        self._header_bytes += len(name) + len(value) + 4
         if name == b"content-length":
             self._framed = True
         elif name == b"transfer-encoding":
@@ -242,7 +241,8 @@ class Upstream(asyncio.Protocol):
         assert self._parser is not None
         if self._beyond:
             return
-        if self._header_bytes > HEAD_BYTES_MAX:
+        # A head is no larger than all that came so far: most need no adding up.
+        if self._beside > HEAD_BYTES_MAX and self._head_bytes() > HEAD_BYTES_MAX:
             self._refused = "the response head is too large"
         if self._refused:
             return
@@ -252,6 +252,7 @@ class Upstream(asyncio.Protocol):
             self._refused = "the response has no status of HTTP/1"
             return
         if status < 200:  # noqa: PLR2004 -- an interim answer is skipped; the final one follows
+            self._header_bytes = self._head_bytes()
             self._headers = []
             self._framed = self._chunked = self._closes = False
             return
@@ -259,6 +260,10 @@ class Upstream(asyncio.Protocol):
         self._head_done = True
         if self._receiver is not None:
             self._receiver.on_head(status, self._headers)
+
+    def _head_bytes(self) -> int:
+        """Names and values of this head and of the interim ones before it."""
+        return self._header_bytes + sum([len(k) + len(v) + 4 for k, v in self._headers])
 
     def on_body(self, data: bytes) -> None:
         self._beside -= len(data) + CHUNK_LINES_BYTES
