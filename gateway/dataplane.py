@@ -197,6 +197,7 @@ class DataPlane:
             tracer=self.tracer,
             trace_sample=self._settings.trace_sample,
             readiness=self.readiness,
+            unready=self.unready,
             unix_ms=unix_ms,
             monotonic=self._monotonic,
             chance=random.random,
@@ -399,13 +400,7 @@ class DataPlane:
     def readiness(self) -> dict[str, object]:
         """Whether new requests are served, why not, and how old the snapshot is."""
         age_s = self._monotonic() - self.snapshot_heard_s
-        reason = ""
-        if self._draining:
-            reason = "draining"
-        elif not self.snapshot.version:
-            reason = "no snapshot yet"
-        elif age_s > self._settings.max_stale_s:
-            reason = f"the snapshot is {age_s:.0f} s old"
+        reason = self.unready()
         return {
             "ready": not reason,
             "reason": reason,
@@ -414,6 +409,17 @@ class DataPlane:
             "control": "connected" if self.link.connected else "away",
             "store": self.store.name,
         }
+
+    def unready(self) -> str:
+        """Why no new request is served; "" where they are. Asked by every one of them."""
+        if self._draining:
+            return "draining"
+        if not self.snapshot.version:
+            return "no snapshot yet"
+        age_s = self._monotonic() - self.snapshot_heard_s
+        if age_s > self._settings.max_stale_s:
+            return f"the snapshot is {age_s:.0f} s old"
+        return ""
 
     def _spawn(self, coroutine: Coroutine[None, None, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(coroutine, name=name)

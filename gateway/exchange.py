@@ -289,7 +289,7 @@ class Exchange:
         return -1 if at_s < 0 else max(0, round((at_s - self.arrived_s) * 1000))
 
     def _move(self, event: Event) -> None:
-        after = TABLE[self.state].get(event)
-        if after is None:
-            raise IllegalMove(f"{event.value} while {self.state.value}")
-        self.state = after
+        try:
+            self.state = TABLE[self.state][event]
+        except KeyError:
+            raise IllegalMove(f"{event.value} while {self.state.value}") from None

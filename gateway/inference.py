@@ -10,8 +10,8 @@ same path through ``_close``.
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Callable
-from typing import cast
 
 from gateway import identity
 from gateway.admission import Admission, NotAsked
@@ -76,6 +76,8 @@ IDEMPOTENCY_KEY_BYTES_MAX = 255
 FREE_RETRIES_MAX = 2
 ALARM_EVERY_S = 60.0
 log = logging.getLogger("gateway.inference")
+#: Operations as slots name them.
+_CODE_OF = {name: code for code, name in enumerate(OPERATIONS)}
 OUTCOME_OF: dict[str, Outcome] = {
     "first_event_timeout": "timeout",
     "connect_timeout": "timeout",
@@ -123,8 +125,8 @@ class Inference:
         self._tokenizer = tokenizer
         self._calendars = Calendars()
         self.refusals = Refusals()
-        self._estimators: dict[int, PromptEstimator] = {}
-        self._budgets: dict[int, RetryBudget] = {}
+        self._estimators: dict[int, PromptEstimator] = defaultdict(PromptEstimator)
+        self._budgets: dict[int, RetryBudget] = defaultdict(RetryBudget)
         self._alarmed_s: dict[int, float] = {}
         self.running: dict[str, Call] = {}
 
@@ -184,7 +186,8 @@ class Inference:
         if head.memo is None:  # of these bytes; whose key it is, is asked each time
             token = _token(request)
             head.memo = identity.parse(token), identity.digest(self._pepper, token)
-        kid, digest = cast("tuple[str | None, bytes]", head.memo)
+        memo: tuple[str | None, bytes] = head.memo  # type: ignore[assignment]  # as set here
+        kid, digest = memo
         found = self._snapshot.find_secret(kid) if kid is not None else None
         right = identity.matches(digest, found[1].digest if found else bytes(len(digest)))
         if not right or found is None:
@@ -302,7 +305,7 @@ class Inference:
             principal.key.id,
             model.id,
             price.id if price else 0,
-            OPERATIONS.index(envelope.operation),
+            _CODE_OF[envelope.operation],
             envelope.n,
             envelope.prompts,
             intent.prompt_estimate,
@@ -341,9 +344,7 @@ class Inference:
     ) -> Exception | None:
         """Forward until an engine answers, or nobody can. Gives the error for the client, if any."""
         pool = self._snapshot.pools.get(exchange.model.pool_id)
-        budget = self._budgets.get(exchange.model.pool_id)
-        if budget is None:
-            budget = self._budgets[exchange.model.pool_id] = RetryBudget()
+        budget = self._budgets[exchange.model.pool_id]
         budget.note_request(self._monotonic())
         tried: tuple[int, ...] = ()
         free_retries = 0
@@ -580,10 +581,7 @@ class Inference:
         return terms
 
     def _estimator(self, model_id: int) -> PromptEstimator:
-        known = self._estimators.get(model_id)
-        if known is None:
-            known = self._estimators[model_id] = PromptEstimator()
-        return known
+        return self._estimators[model_id]
 
     def _learn(self, call: Call, exchange: Exchange) -> None:
         if call.envelope is not None and exchange.fold.prompt is not None:

@@ -37,12 +37,15 @@ OPERATIONS: dict[str, Operation] = {
 }
 MODELS = "/v1/models"
 KEY = "/v1/key"
+_RANDOM_CHARS = 8192
 JSON = (b"content-type", b"application/json")
 log = logging.getLogger("gateway.routes")
 
 
 class Routes:
-    """The server's handler. ``readiness`` tells whether this process may serve, and why not."""
+    """The server's handler. ``readiness`` tells whether this process may serve, and why not;
+    ``unready`` that reason alone, "" where it may.
+    """
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class Routes:
         tracer: Tracer | None,
         trace_sample: float,
         readiness: Callable[[], dict[str, object]],
+        unready: Callable[[], str],
         unix_ms: Callable[[], int],
         monotonic: Callable[[], float],
         chance: Callable[[], float],
@@ -69,6 +73,7 @@ class Routes:
         self._tracer = tracer
         self._trace_sample = trace_sample
         self._readiness = readiness
+        self._unready = unready
         self._unix_ms = unix_ms
         self._monotonic = monotonic
         self._chance = chance
@@ -96,9 +101,9 @@ class Routes:
         if operation is not None:
             if request.method != "POST":
                 raise MethodNotAllowed(request.method, "POST")
-            readiness = self._readiness()
-            if not readiness["ready"]:
-                raise StoreAway(str(readiness["reason"]))
+            unready = self._unready()
+            if unready:
+                raise StoreAway(unready)
             await self._inference.serve(call, operation)
             call.status = call.status or 200
             return
@@ -217,13 +222,13 @@ class _Random:
 
     def __init__(self) -> None:
         self._text = ""
-        self._at = 0
+        self._at = _RANDOM_CHARS  # none are left
 
     def hex(self, size: int) -> str:
         """``size`` random bytes in hex; at most 4 kB."""
         at, end = self._at, self._at + 2 * size
-        if end > len(self._text):
-            self._text = secrets.token_hex(4096)
+        if end > _RANDOM_CHARS:
+            self._text = secrets.token_hex(_RANDOM_CHARS // 2)
             at, end = 0, 2 * size
         self._at = end
         return self._text[at:end]

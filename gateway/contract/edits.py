@@ -4,6 +4,7 @@ Unknown fields, their order, escapes and spacing survive, and no edit makes a se
 a field that is there is changed where it stands. Not here: finding the spans (``contract.spans``).
 """
 
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -37,17 +38,25 @@ def edit(
     if envelope.dropped:
         _remove(envelope, edits)
     if envelope.model != upstream_model:
-        _put(envelope, "model", msgspec.json.encode(upstream_model), edits, added)
+        _put(envelope, "model", _quoted(upstream_model), edits, added)
     if ask_usage is not None and envelope.stream:
         _ask(envelope, WANTED[ask_usage], edits, added)
     if inject_cap is not None:
         _put(envelope, "max_tokens", b"%d" % inject_cap, edits, added)
     if cache_salt is not None:
-        added.append(b'"cache_salt":' + msgspec.json.encode(cache_salt))
+        added.append(b'"cache_salt":' + _quoted(cache_salt))
     if added:
-        first = next(each for each in envelope.members if each.key not in envelope.dropped)
+        first = envelope.members[0]
+        if envelope.dropped:
+            first = next(each for each in envelope.members if each.key not in envelope.dropped)
         edits.append((first.start, first.start, b",".join(added) + b","))
     return _apply(body, edits) if edits else body
+
+
+@lru_cache(maxsize=4096)
+def _quoted(name: str) -> bytes:
+    """Of a model or a tenant: the same again and again."""
+    return msgspec.json.encode(name)
 
 
 def _remove(envelope: Envelope, edits: list[Edit]) -> None:

@@ -125,10 +125,11 @@ class Journal:
         """The settle (or release) of that frame was acknowledged. Written within 100 ms."""
         with self._lock:
             self._marks.append(sequence)
-            if len(self._marks) == 1:
+            waiting = len(self._marks)
+            if waiting == 1:
                 self._marks_due_s = time.monotonic() + MARKS_S
                 self._wake.set()
-            elif len(self._marks) >= MARKS_MAX:
+            elif waiting >= MARKS_MAX:
                 self._write_marks()
 
     def flush(self) -> None:

@@ -195,7 +195,7 @@ class Connection(asyncio.Protocol):
         while self._buffer[:2] == b"\r\n":  # RFC 9112 2.2: empty lines before a request
             self._buffer = self._buffer[2:]
         buffer = self._buffer
-        end = buffer.find(b"\r\n\r\n", max(0, self._searched - 3))
+        end = buffer.find(b"\r\n\r\n", self._searched and max(0, self._searched - 3))
         limit = self._settings.head_bytes_max
         if end < 0:
             self._wait_for_head(limit)
@@ -292,7 +292,8 @@ class Connection(asyncio.Protocol):
         head = self._head
         assert head is not None
         self._deadline.rest()
-        self._resume_reading()
+        if not self._reading:
+            self._resume_reading()
         if len(self._buffer) > self._settings.pipelined_bytes_max:
             self._pause_reading()
         lobby = self._lobby
@@ -326,7 +327,7 @@ class Connection(asyncio.Protocol):
                 reply.send(status, headers, body, close=True)
         if not reply.done and not reply.gone:
             reply.abort()
-        self._lobby.tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+        self._lobby.tasks.discard(asyncio.current_task())
 
     def _answered(self, close: bool) -> None:  # noqa: FBT001 -- a callback of one fact
         """The answer is written; the next request of the pipeline begins."""
@@ -348,7 +349,8 @@ class Connection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """The next request: the one that waits already, or one to come."""
-        self._resume_reading()
+        if not self._reading:
+            self._resume_reading()
         if self._buffer:
             self._loop.call_soon(self._next)
         else:

@@ -441,7 +441,10 @@ class Relay:
             upstream.abort()
 
     def _header(self, name: bytes) -> bytes | None:
-        return next((value for key, value in self._headers if key == name), None)
+        for key, value in self._headers:
+            if key == name:
+                return value
+        return None
 
 
 def _ignore(_events: int) -> None:

@@ -76,6 +76,7 @@ class Upstream(asyncio.Protocol):
         "_headers",
         "_keep",
         "_parser",
+        "_paused",
         "_poll",
         "_receiver",
         "_refused",
@@ -94,6 +95,7 @@ class Upstream(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._parser: HttpResponseParser | None = None
         self._any_byte = False
+        self._paused = False
         self._head_done = False
         self._headers: list[tuple[bytes, bytes]] = []
         self._framed = False  # the head says where the body ends
@@ -146,10 +148,12 @@ class Upstream(asyncio.Protocol):
 
     def pause(self) -> None:
         if self.alive and not self.transport.is_closing():
+            self._paused = True
             self.transport.pause_reading()
 
     def resume(self) -> None:
-        if self.alive and not self.transport.is_closing():
+        if self._paused and self.alive and not self.transport.is_closing():
+            self._paused = False
             self.transport.resume_reading()
 
     def abort(self) -> None:
