@@ -1,7 +1,8 @@
 """How many prompt tokens a request cannot exceed: what money is held for.
 
-Text is bounded by its bytes, without a question. What only the engine can render (tools, template
-arguments) is counted by its /tokenize; the rest by the model's context. Where none of these is to be
+Text is bounded by its bytes, without a question, once the engines' template was probed. Until then, and
+for what only the engine can render (tools, template arguments), its /tokenize counts; the rest is
+bounded by the model's context. Where none of these is to be
 had the request is refused, with the reason: an unbounded cost must not meet a balance. Not here: the
 estimate that rates are reserved by (``quotas.estimate``).
 """
@@ -52,14 +53,17 @@ class Ceilings:
         pool = self._snapshot.pools.get(model.pool_id)
         counted: int | None = None
         plain = text_only(body, envelope)
-        if not plain:
+        template_tokens = self._engines.template_of(model, pool)
+        if template_tokens is None and envelope.operation != "chat":
+            template_tokens = TEMPLATE_TOKENS  # no template: a token or two that begin a text
+        if not plain or template_tokens is None:
             question = question_for(body, envelope, model.upstream)
             if question is not None:
                 counted = await self._ask(question, pool.endpoints if pool else ())
         most = ceiling(
             prompts=envelope.prompts,
             text_bytes=len(body) if plain else None,
-            template_tokens=self._engines.template_of(model, pool),
+            template_tokens=template_tokens,
             context_tokens=context_tokens,
             counted=counted,
         )

@@ -119,6 +119,19 @@ async def work(setting: Setting, url: str, tag: str, process: int, log_path: Pat
     await store.close()
 
 
+def _busy(logs: list[Path]) -> list[int]:
+    """Processes that were admitted something by now: the death of another proves nothing."""
+    return [
+        number
+        for number, log in enumerate(logs)
+        if any(
+            len(json.loads(line)) > 1
+            for line in log.read_text().splitlines(keepends=True)
+            if line.endswith("\n")
+        )
+    ]
+
+
 async def run(setting: Setting, url: str) -> Result:
     """One run; the store is the tag's own. Levels at the end must be what the logs say."""
     tag = f"over-{setting.mode}-{setting.seed}-{time.monotonic_ns()}"
@@ -141,7 +154,7 @@ async def run(setting: Setting, url: str) -> Result:
     killed = -1
     if setting.kill_s >= 0:
         await asyncio.sleep(setting.kill_s)
-        killed = random.Random(setting.seed).randrange(PROCESSES)
+        killed = random.Random(setting.seed).choice(_busy(logs) or range(PROCESSES))
         workers[killed].kill()
     for number, worker in enumerate(workers):
         rc = await asyncio.to_thread(worker.wait)

@@ -37,7 +37,9 @@ class Engine:
         return Fetched(200 if answer else 500, [], b'{"count":%d}' % answer)
 
 
-async def most(engine, fields, *, context=None, template=40, price=PRICE, healthy=True):
+async def most(
+    engine, fields, *, context=None, template=40, price=PRICE, healthy=True, operation="chat"
+):
     engines = Engines({}, 4.0)
     snapshot = Snapshot()
     snapshot.pools[1] = pool(endpoint(1), endpoint(2, url="http://10.0.0.9:1"))
@@ -52,8 +54,9 @@ async def most(engine, fields, *, context=None, template=40, price=PRICE, health
         ProjectDoc(id=2, tenant_id=1, name="b"),
         TenantDoc(id=1, name="a"),
     )
-    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}]} | fields)
-    envelope = parse(body.encode(), "chat")
+    asked = {"model": "m", "messages": [{"role": "user", "content": "hi"}]} | fields
+    body = json.dumps({name: value for name, value in asked.items() if value is not None})
+    envelope = parse(body.encode(), operation)
     ceilings = Ceilings(snapshot, engines, engine.fetch)
     terms = terms_of(who, model, Calendars())
     return len(body), await ceilings.of(terms, envelope, body.encode(), context)
@@ -65,6 +68,16 @@ async def test_text_is_bounded_by_its_bytes_and_the_template_without_a_question(
 
     assert tokens == size + 40
     assert engine.asked == []
+
+
+async def test_a_chat_is_counted_until_its_template_is_known_and_a_text_needs_none():
+    engine = Engine(12)
+    assert (await most(engine, {}, template=None))[1] == 12 + TEMPLATE_TOKENS
+    assert engine.asked[0]["messages"] == [{"role": "user", "content": "hi"}]
+
+    text = {"messages": None, "prompt": "hi"}
+    size, tokens = await most(Engine(), text, template=None, operation="completions")
+    assert tokens == size + TEMPLATE_TOKENS
 
 
 async def test_tools_are_counted_by_the_first_engine_that_answers():
@@ -94,7 +107,7 @@ async def test_an_endpoint_that_is_ill_is_not_asked():
 
 async def test_nothing_to_bound_it_is_a_refusal_with_the_reason():
     with pytest.raises(CostUnbounded, match="template"):
-        await most(Engine(), {}, template=None)
+        await most(Engine(None, None), {}, template=None)
     with pytest.raises(CostUnbounded, match="not plain text"):
         await most(Engine(), {"messages": PICTURE})
 

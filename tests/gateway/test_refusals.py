@@ -72,7 +72,7 @@ def test_a_spent_budget_is_remembered_though_no_wait_helps():
     refusals = Refusals()
     refusals.remember(charge(), verdict(retry_after_ms=-1, reason="balance_spent"), 10.0)
 
-    again = refusals.recall(charge(), 10.5)
+    again = refusals.recall(charge(), 10.2)
     assert again is not None
     assert again.retry_after_ms == -1
 

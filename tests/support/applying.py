@@ -60,8 +60,8 @@ FULL: dict[str, Any] = {
 }
 
 
-def applier(db: Database) -> Applier:
-    moments = itertools.count(NOW_MS)
+def applier(db: Database, now_ms: int = NOW_MS) -> Applier:
+    moments = itertools.count(now_ms)
     return Applier(
         db,
         mint=lambda: identity.mint("test", secrets.token_bytes),
@@ -70,5 +70,5 @@ def applier(db: Database) -> Applier:
     )
 
 
-async def apply(db: Database, document: object, **options: bool) -> Applied:
-    return await applier(db).apply(parse(document, "file.yaml"), "file.yaml", **options)
+async def apply(db: Database, document: object, now_ms: int = NOW_MS, **options: bool) -> Applied:
+    return await applier(db, now_ms).apply(parse(document, "file.yaml"), "file.yaml", **options)

@@ -38,7 +38,7 @@ async def sold(db: Database, *records: Any, **model: Any) -> None:
 
 
 async def test_a_credit_is_given_shown_and_taken_back(desk: Desk, db: Database) -> None:
-    await apply(db, document({"kind": "prepaid"}))
+    await apply(db, document({"kind": "prepaid"}), NOW_MS - 1_000)
     made = await desk.post(CREDITS, {"amount": "25.00", "reference": "wire-1"}, 201)
     assert made["balance"]["available"] == "25.00"
     await desk.post(CREDITS, {"amount": "1", "reference": "gift", "kind": "promotional"}, 201)
