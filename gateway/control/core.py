@@ -250,7 +250,7 @@ class Core:
         return report.shown()
 
     async def _reconcile(self) -> list[Report]:
-        if self.prober.signals():
+        if self.prober.running:
             return await self.reconciler.reconcile()
         await self.prober.sweep()  # no server: nobody scrapes
         await asyncio.sleep(2 * QUIET_MS / 1000)

@@ -132,6 +132,8 @@ class Prober:
         self._probing = probing
         self._watches: dict[int, _Watch] = {}
         self._changed = asyncio.Event()
+        #: Every endpoint has its beat; before, and for a command without a server, none has.
+        self.running = False
         #: Endpoint id -> (prompt, completion) tokens that our own questions cost there.
         self.probe_tokens: dict[int, tuple[int, int]] = {}
 
@@ -149,9 +151,10 @@ class Prober:
 
     async def run(self) -> None:
         """Probe until cancelled; leaves no task behind."""
+        self.running = True
         try:
             while True:
-                self._sync(beating=True)
+                self._sync()
                 try:
                     async with asyncio.timeout(SYNC_EVERY_S):
                         await self._changed.wait()
@@ -161,6 +164,7 @@ class Prober:
                 self._publish(self.message())
                 await asyncio.sleep(PUBLISH_GAP_S)
         finally:
+            self.running = False
             await self.close()
 
     async def close(self) -> None:
@@ -172,10 +176,10 @@ class Prober:
 
     async def sweep(self) -> None:
         """Ask every endpoint once how it is, for a command without a server. Costs no tokens."""
-        self._sync(beating=False)
+        self._sync()
         await asyncio.gather(*(self._look(watch) for watch in self._watches.values()))
 
-    def _sync(self, *, beating: bool) -> None:
+    def _sync(self) -> None:
         """Start watching new endpoints, stop watching those that are gone or were redefined."""
         wanted = {target.endpoint.id: target for target in self._targets()}
         for endpoint_id, watch in list(self._watches.items()):
@@ -188,11 +192,11 @@ class Prober:
             del self._watches[endpoint_id]
             self._changed.set()
         for endpoint_id, target in wanted.items():
-            if endpoint_id in self._watches:
-                continue
-            caller = Caller(target.endpoint, self._fetch, self._environ)
-            watch = self._watches[endpoint_id] = _Watch(target, caller)
-            if beating:
+            if endpoint_id not in self._watches:
+                caller = Caller(target.endpoint, self._fetch, self._environ)
+                self._watches[endpoint_id] = _Watch(target, caller)
+            watch = self._watches[endpoint_id]
+            if self.running and watch.beat is None:  # a sweep may have seen it first
                 watch.beat = asyncio.create_task(self._beat(watch), name=f"probe {endpoint_id}")
 
     def _retarget(self, watch: _Watch, target: Target) -> None:

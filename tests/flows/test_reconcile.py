@@ -42,21 +42,26 @@ def begun(gateway):
     wait_until(lambda: reconcile(gateway), 60)
 
 
-def reconcile(gateway):
-    """As the command asks a live server."""
+def asked(gateway, path, body=None):
+    """As the commands ask a live server."""
     response = httpx.post(
-        gateway.ready["control_url"] + "/admin/v1/reconciliations",
+        gateway.ready["control_url"] + path,
+        json=body,
         headers=auth(gateway.ready["operator_token"]),
         timeout=60,
         trust_env=False,
     )
-    return response.raise_for_status().json()["data"]
+    return response.raise_for_status().json()
+
+
+def reconcile(gateway):
+    return asked(gateway, "/admin/v1/reconciliations")["data"]
 
 
 def looked_at(engine):
     """Its counters of now are known: of more scrapes, one begun after now has been read."""
     seen = engine.scrapes
-    wait_until(lambda: engine.scrapes >= seen + 3, 60)
+    wait_until(lambda: engine.scrapes >= seen + 3, 30)
 
 
 def metrics(gateway):
@@ -65,8 +70,9 @@ def metrics(gateway):
 
 def test_every_token_of_an_engine_is_explained_and_one_too_many_is_not(tmp_path, engine):
     with running(tmp_path / "data") as gateway:
-        secret = gateway.apply(document(engine.url))["keys"][0]["secret"]
-        begun(gateway)
+        declared = {"document": document(engine.url), "file": "a test"}
+        secret = asked(gateway, "/admin/v1/apply", declared)["keys"][0]["secret"]
+        begun(gateway)  # at once: before anybody has looked at the engine
         ask_all(gateway, secret)
         looked_at(engine)
         [report] = reconcile(gateway)

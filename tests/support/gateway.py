@@ -15,6 +15,8 @@ from typing import Any
 
 TOKENFACTORY = str(Path(sys.executable).parent / "tokenfactory")
 READY_S = 60.0
+#: Of the end of a gateway's log, beside the failure of a test.
+LOG_SHOWN_CHARS = 6_000
 #: What a process says of an error that is its own fault, wherever its outer walls caught it.
 OWN_BUG = re.compile(
     r"request [0-9a-f]{32} failed|IllegalMove|background task \S+ died"
@@ -122,6 +124,9 @@ def running(data_dir: Path, **settings: object) -> Iterator[Gateway]:
     gateway = Gateway(data_dir, **settings).start()
     try:
         yield gateway
+    except BaseException as failure:
+        failure.add_note(f"the gateway said:\n{gateway.log[-LOG_SHOWN_CHARS:]}")
+        raise
     finally:
         gateway.stop()
     assert not OWN_BUG.findall(gateway.log), gateway.log

@@ -211,6 +211,20 @@ async def test_a_sweep_looks_once_and_costs_nothing() -> None:
         await bench.prober.close()
 
 
+async def test_an_endpoint_that_a_sweep_saw_first_is_watched_from_then_on() -> None:
+    async with small_engine() as engine:
+        vllm_like(engine)
+        bench = Bench(target(engine))
+        await bench.prober.sweep()
+        assert not bench.prober.running
+        running = asyncio.create_task(bench.prober.run())
+        await until(lambda: engine.times("/metrics") >= 4)
+        assert bench.prober.running
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert not bench.prober.running
+
+
 def test_targets_join_endpoints_with_the_models_of_their_pool() -> None:
     snapshot = Snapshot()
     members = pool(endpoint(1), endpoint(2))
