@@ -17,7 +17,7 @@ from gateway.link.messages import Read, ReadAnswer
 from gateway.snapshot import Principal
 
 #: Every path that is answered over the link. Each has its function in ``gateway.control.reads``.
-PATHS = frozenset({"/v1/generation"})
+PATHS = frozenset({"/v1/generation", "/v1/usage"})
 READS_MAX = 8
 #: Of one key, those that wait for a place included.
 READS_PER_KEY_MAX = 4

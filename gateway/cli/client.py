@@ -67,9 +67,16 @@ class Admin:
         params = {"key": key, "model": model} | {name: str(size) for name, size in sizes.items()}
         return await self._ask("GET", "/admin/v1/explain", params=params)
 
-    async def usage(self, by: str, since: str | None) -> Any:
-        params = {"by": by} | ({"since": since} if since else {})
-        return (await self._ask("GET", "/admin/v1/usage", params=params))["data"]
+    async def usage(self, params: dict[str, str]) -> list[Any]:
+        """Every group that is asked for, page by page."""
+        rows: list[Any] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            asked = params | ({"cursor": cursor} if cursor else {})
+            page = await self._ask("GET", "/admin/v1/usage", params=asked)
+            rows += page["data"]
+            cursor = page["next"]
+        return rows
 
     async def records(self, since: str | None) -> AsyncIterator[Any]:
         """Every record, oldest first, page by page."""

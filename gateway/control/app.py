@@ -39,11 +39,12 @@ from gateway.control.explanations import NoProcess, UnknownSubject
 from gateway.control.limits import LimitsChange, LimitsDesk
 from gateway.control.money import Money, MoneyDeps
 from gateway.control.purses import Move
+from gateway.control.usages import Usages
 from gateway.declared.apply import Applier
 from gateway.declared.document import DeclaredError, EndpointPart, load, parse
 from gateway.metering.reconcile import Report
 from gateway.signing import Signer
-from gateway.store import accounts, catalog, changes, ledger, usage
+from gateway.store import accounts, catalog, changes, ledger, rollups, usage
 from gateway.store.database import Database
 from gateway.store.reconciliations import read_reports
 from gateway.store.schema import models, pools
@@ -135,6 +136,8 @@ def build_app(deps: ControlDeps) -> Starlette:
             Route("/admin/v1/models", admin.add_model, methods=["POST"]),
             Route("/admin/v1/usage", admin.usage, methods=["GET"]),
             Route("/admin/v1/usage/records", admin.records, methods=["GET"]),
+            Route("/admin/v1/usage/differences", admin.check_usage, methods=["GET"]),
+            Route("/admin/v1/usage/rebuild", admin.rebuild_usage, methods=["POST"]),
             Route("/admin/v1/doctor", admin.doctor, methods=["GET"]),
             *money.routes(),
             Route("/admin/v1/limits", admin.list_limits, methods=["GET"]),
@@ -181,6 +184,7 @@ class _Admin:
     def __init__(self, deps: ControlDeps) -> None:
         self._deps = deps
         self._db = deps.db
+        self._usages = Usages(deps.db, deps.ship)
         self._limits = LimitsDesk(deps.db, deps.changed)
         self._applier = Applier(deps.db, mint=self._mint, digest=self._digest, now_ms=_now_ms)
 
@@ -334,12 +338,17 @@ class _Admin:
     # -- usage -------------------------------------------------------------------------------
 
     async def usage(self, request: Request) -> Response:
-        by = request.query_params.get("by", "key")
-        if by not in ("key", "model", "day"):
-            raise HTTPException(400, "by: expected key, model or day")
+        return json_answer(await self._usages.of_operator(request.query_params))
+
+    async def check_usage(self, _request: Request) -> Response:
+        """Where sums and ledger differ; empty when they agree."""
         await self._deps.ship()
-        found = await usage.summary(self._db, by, since_ms(request))  # type: ignore[arg-type]
-        return json_answer({"data": found})
+        return json_answer({"data": await rollups.differences(self._db)})
+
+    async def rebuild_usage(self, _request: Request) -> Response:
+        """Every sum anew from the ledger."""
+        await self._deps.ship()
+        return json_answer({"rows": await rollups.rebuild(self._db)})
 
     async def records(self, request: Request) -> Response:
         query = request.query_params

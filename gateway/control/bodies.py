@@ -70,15 +70,25 @@ def expires_s(text: str) -> int:
 
 
 def moment_ms(text: str, name: str) -> int:
-    """Unix ms of a date (its first moment) or a time; without a zone it is UTC."""
+    """``parse_moment`` for a handler."""
+    try:
+        return parse_moment(text, name)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from None
+
+
+def parse_moment(text: str, name: str) -> int:
+    """Unix ms of a date (its first moment) or a time; without a zone it is UTC. Raises
+    ``ValueError``.
+    """
     try:
         try:
             parsed = datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC)
         except ValueError:
             parsed = datetime.fromisoformat(text)
             parsed = parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
-    except ValueError:
-        raise HTTPException(
-            400, f"{name}: {text[:40]!r}: expected a date such as 2027-06-30, or a time"
+        return int(parsed.timestamp() * 1000)
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"{name}: {text[:40]!r}: expected a date such as 2027-06-30, or a time"
         ) from None
-    return int(parsed.timestamp() * 1000)

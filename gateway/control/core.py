@@ -33,6 +33,7 @@ from gateway.control.purses import Purses
 from gateway.control.reads import Reads
 from gateway.control.reconciler import QUIET_MS, Reconciler
 from gateway.control.totals import Totals
+from gateway.control.usages import Usages
 from gateway.datafolder import DataFolder
 from gateway.link.messages import Signals
 from gateway.link.server import LinkServer
@@ -94,7 +95,12 @@ class Core:
             context_from(self.feed.snapshot),
             known=lambda ids: known_ids(self.db, ids),
         )
-        self.reads = Reads({"/v1/generation": Generations(self.db, data_dir, self._ship).look})
+        self.reads = Reads(
+            {
+                "/v1/generation": Generations(self.db, data_dir, self._ship).look,
+                "/v1/usage": Usages(self.db, self._ship).look,
+            }
+        )
         self.explanations = Explanations(self.feed.snapshot, self.link)
         self.balances = Balances(
             self.db,

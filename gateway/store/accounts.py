@@ -7,7 +7,7 @@ import json
 import re
 
 import msgspec
-from sqlalchemy import RowMapping, delete, insert, select, update
+from sqlalchemy import RowMapping, Table, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.identity import MintedKey
@@ -45,6 +45,12 @@ async def live_id(connection: AsyncConnection, table: object, **names: object) -
         query = query.where(table.c[column] == value)  # type: ignore[attr-defined]
     found = await connection.scalar(query)
     return None if found is None else int(found)
+
+
+async def was_ever(connection: AsyncConnection, table: Table, name: str) -> bool:
+    """Whether a row has or had this name, deleted ones included."""
+    found = await connection.scalar(select(table.c.id).where(table.c.name == name).limit(1))
+    return found is not None
 
 
 async def insert_row(connection: AsyncConnection, table: object, **values: object) -> int:

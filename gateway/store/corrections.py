@@ -8,13 +8,14 @@ Not here: what a charge is (``quotas.charging``).
 from typing import Any
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import RowMapping, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.accounts import Conflict, NotFound, insert_row
 from gateway.store.books import Books, open_books
 from gateway.store.catalog import prices_of
 from gateway.store.entries import lock_books, read_entries
+from gateway.store.rollups import Rollups
 from gateway.store.schema import grants, price_versions, usage_records
 from quotas.charging import charge
 from quotas.entries import TENANT_ACCOUNTS, Entry, reversal
@@ -35,9 +36,11 @@ async def reverse_record(
     to undo.
     """
     await lock_books(connection)
-    record, _, books, entry, number = await _charged(connection, request_id, now_ms)
-    undone = await _undo(connection, books, record, entry, number, now_ms)
+    record, row, books, entry, number = await _charged(connection, request_id, now_ms)
+    rollups = Rollups()
+    undone = await _undo(connection, books, rollups, record, row, entry, number, now_ms)
     await books.write(connection)
+    await rollups.write(connection)
     return {
         "request_id": request_id,
         "tenant_id": record.tenant_id,
@@ -51,9 +54,10 @@ async def reprice_record(
 ) -> dict[str, Any]:
     """Charge a record anew at another version of its model's price."""
     await lock_books(connection)
-    record, covered, books, entry, number = await _charged(connection, request_id, now_ms)
+    record, row, books, entry, number = await _charged(connection, request_id, now_ms)
     price = await _version(connection, record.model_id, version)
-    await _undo(connection, books, record, entry, number, now_ms)
+    rollups = Rollups()
+    await _undo(connection, books, rollups, record, row, entry, number, now_ms)
     month = books.closed.open_month("tenant", record.tenant_id, now_ms)
     charged = charge(
         record,
@@ -64,14 +68,16 @@ async def reprice_record(
         books.shares.at(record.model_id, record.started_ms),
         month,
         key=f"reprice:{request_id}:{number}",
-        covered=covered,
+        covered=row["covered_tokens"],
     )
     made = None
     if charged.entry is not None:
         made = msgspec.structs.replace(charged.entry, kind="reprice", occurred_ms=now_ms)
         books.journal.add(made)
     books.list_lines(record, price, charged, month, count=0)
+    rollups.correct(row, price.currency, charged.charged_nano)
     await books.write(connection)
+    await rollups.write(connection)
     return {
         "request_id": request_id,
         "tenant_id": record.tenant_id,
@@ -83,8 +89,8 @@ async def reprice_record(
 
 async def _charged(
     connection: AsyncConnection, request_id: str, now_ms: int
-) -> tuple[UsageRecord, int, Books, Entry, int]:
-    """(the record, tokens a term covered, the books, the entry that stands, its number)."""
+) -> tuple[UsageRecord, RowMapping, Books, Entry, int]:
+    """(the record, its row, the books, the entry that stands, its number)."""
     query = select(usage_records).where(usage_records.c.request_id == request_id)
     row = (await connection.execute(query)).mappings().one_or_none()
     if row is None:
@@ -101,18 +107,22 @@ async def _charged(
     record = decode(bytes(row["payload"]))
     price = (await prices_of(connection, [record.price_id])).get(record.price_id)
     books = await open_books(connection, [(record, price, ())], now_ms)
-    return record, row["covered_tokens"], books, charges[-1], len(charges)
+    return record, row, books, charges[-1], len(charges)
 
 
 async def _undo(
     connection: AsyncConnection,
     books: Books,
+    rollups: Rollups,
     record: UsageRecord,
+    row: RowMapping,
     entry: Entry,
     number: int,
     now_ms: int,
 ) -> Entry:
-    """Reverse the entry, take it off this month's statement, give back what grants paid."""
+    """Reverse the entry, take it off this month's statement and the record's hour, give back what
+    grants paid.
+    """
     undone = reversal(entry, f"reversal:{record.request_id}:{number}", now_ms)
     books.journal.add(undone)
     month = books.closed.open_month("tenant", record.tenant_id, now_ms)
@@ -127,6 +137,7 @@ async def _undo(
     where = (record.tenant_id, month, entry.currency, record.model_id, record.price_id)
     books.lines[*where, REVERSED] += 1
     books.amounts[*where, REVERSED] -= charged_nano
+    rollups.correct(row, entry.currency, -charged_nano)
     contract = books.contract(record.tenant_id, entry.currency, record.started_ms)
     if contract is not None and contract.kind == "commitment":
         account = books.account(record.tenant_id, entry.currency)

@@ -22,6 +22,7 @@ from gateway.store.bulk import append
 from gateway.store.catalog import prices_of
 from gateway.store.database import Database
 from gateway.store.entries import lock_books
+from gateway.store.rollups import Rollups
 from gateway.store.schema import usage_quarantine, usage_records
 from quotas.pricing import Line, Price, rate, total
 from quotas.record import AttemptEntry, UsageRecord
@@ -133,16 +134,19 @@ async def _insert(db: Database, batch: Sequence[Pair]) -> Inserted:
 
 async def _enter(connection: AsyncConnection, new: Sequence[Entry]) -> None:
     """Everything that new records leave in the database, in the caller's transaction: their rows,
-    and what they are charged.
+    what they are charged, and the sums of their hours.
     """
     await lock_books(connection)
     rated = [(each.record, each.price, each.lines) for each in new]
     booked, books = await book_records(connection, rated, time.time_ns() // 1_000_000)
+    rollups = Rollups()
     for each, said in zip(new, booked, strict=True):
         each.row.update(msgspec.structs.asdict(said))
+        rollups.add(each.row)
     columns = list(new[0].row)
     await append(connection, usage_records, columns, [list(each.row.values()) for each in new])
     await books.write(connection)
+    await rollups.write(connection)
 
 
 def _sort(

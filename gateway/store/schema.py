@@ -182,6 +182,36 @@ usage_records = _table(
     Column("covered_tokens", BigInteger, nullable=False, server_default="0"),
     Column("operator_cost_nano", BigInteger, nullable=False, server_default="0"),
 )
+
+
+def _usage_sums(name: str, bucket: str) -> Table:
+    """Sums of usage by key, model and currency, of requests admitted in one hour or day (UTC). The
+    order of the primary key keeps a project's rows together, oldest first.
+    """
+    return Table(
+        name,
+        metadata,
+        Column("project_id", BigInteger, primary_key=True),
+        Column(bucket, BigInteger, primary_key=True),  # Unix hours, or Unix days
+        Column("key_id", BigInteger, primary_key=True),
+        Column("model_id", BigInteger, primary_key=True),
+        Column("currency", Text, primary_key=True),  # empty: of no price
+        Column("tenant_id", BigInteger, nullable=False),
+        Column("requests", BigInteger, nullable=False),
+        Column("prompt_tokens", BigInteger, nullable=False),
+        Column("cached_tokens", BigInteger, nullable=False),
+        Column("completion_tokens", BigInteger, nullable=False),
+        Column("reasoning_tokens", BigInteger, nullable=False),
+        Column("unbilled_ms", BigInteger, nullable=False),
+        Column("cost_nano", BigInteger, nullable=False),
+        Column("charged_nano", BigInteger, nullable=False),  # corrections included
+        Index(f"ix_{name}_{bucket}", bucket),
+        sqlite_with_rowid=False,
+    )
+
+
+usage_hours = _usage_sums("usage_hours", "hour")
+usage_days = _usage_sums("usage_days", "day")
 usage_quarantine = _table(
     "usage_quarantine",
     Column("request_id", Text, nullable=False),
@@ -377,3 +407,10 @@ Index(
     postgresql_where=text("publisher_id > 0"),
 )
 Index("ix_usage_records_tenant_month", usage_records.c.tenant_id, usage_records.c.month)
+_CORRECTS = text("kind IN ('reversal', 'reprice')")
+Index(
+    "ix_postings_corrections",
+    postings.c.entry_key,
+    sqlite_where=_CORRECTS,
+    postgresql_where=_CORRECTS,
+)

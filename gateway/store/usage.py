@@ -1,22 +1,17 @@
-"""Usage records as they are read: one by its id, pages oldest first, sums.
+"""Usage records as they are read: one by its id, pages oldest first.
 
 Names are today's, joined by ids that are never reused. Not here: how records come to be there
-(``gateway.store.ledger``).
+(``gateway.store.ledger``), sums (``gateway.store.summaries``).
 """
 
 import json
-from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
-from sqlalchemy import RowMapping, func, select
+from sqlalchemy import RowMapping, select
 
 from gateway.store.database import Database
-from gateway.store.ledger import money, timestamp
+from gateway.store.ledger import timestamp
 from gateway.store.schema import keys, models, price_versions, projects, tenants, usage_records
-
-DAY_MS = 86_400_000
-By = Literal["key", "model", "day"]
-SUMMED = ("prompt_tokens", "cached_tokens", "completion_tokens", "unbilled_ms", "cost_nano")
 
 
 async def find_record(db: Database, request_id: str, key_id: int) -> dict[str, Any] | None:
@@ -59,45 +54,6 @@ async def read_records(
     return [_shown(row) for row in page], page[-1]["id"] if len(rows) > limit else None
 
 
-async def summary(db: Database, by: By, since_ms: int = 0) -> list[dict[str, Any]]:
-    """Sums per key path, model name or UTC day, and per currency.
-
-    ``unbilled_ms``: engine time of endings that billed nothing.
-    """
-    group = {
-        "key": tenants.c.name + "/" + projects.c.name + "/" + keys.c.name,
-        "model": models.c.name,
-        "day": usage_records.c.started_ms // DAY_MS,
-    }[by]
-    total = [func.sum(usage_records.c[column]).label(column) for column in SUMMED]
-    query = (
-        select(group.label("named"), usage_records.c.currency, func.count().label("requests"),
-               *total)
-        .outerjoin(tenants, usage_records.c.tenant_id == tenants.c.id)
-        .outerjoin(projects, usage_records.c.project_id == projects.c.id)
-        .outerjoin(keys, usage_records.c.key_id == keys.c.id)
-        .outerjoin(models, usage_records.c.model_id == models.c.id)
-        .where(usage_records.c.started_ms >= since_ms)
-        .group_by(group, usage_records.c.currency)
-        .order_by(group)
-    )  # fmt: skip
-    async with db.read() as connection:
-        rows = list((await connection.execute(query)).mappings())
-    return [
-        {
-            by: _day(int(row["named"])) if by == "day" else row["named"],
-            "requests": row["requests"],
-            "prompt_tokens": int(row["prompt_tokens"]),
-            "cached_tokens": int(row["cached_tokens"]),
-            "completion_tokens": int(row["completion_tokens"]),
-            "unbilled_ms": int(row["unbilled_ms"]),
-            "cost": money(int(row["cost_nano"])),
-            "currency": row["currency"],
-        }
-        for row in rows
-    ]
-
-
 _COPIED = (
     "request_id",
     "tenant",
@@ -126,7 +82,3 @@ def _shown(row: RowMapping) -> dict[str, Any]:
     shown["attempt_log"] = json.loads(row["attempt_log"])
     shown["started_at"] = timestamp(row["started_ms"])
     return shown
-
-
-def _day(number: int) -> str:
-    return datetime.fromtimestamp(number * DAY_MS / 1000, UTC).date().isoformat()

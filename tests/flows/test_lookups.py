@@ -1,6 +1,7 @@
 """What a key may look up about itself on the data port, while control is there and while it is not."""
 
 import contextlib
+import json
 import os
 import signal
 import time
@@ -9,8 +10,13 @@ from pathlib import Path
 import httpx
 
 from tests.support.gateway import document, processes_of, running
+from tests.support.until import wait_until
 
 BODY = {"model": "llama", "messages": [{"role": "user", "content": "count"}], "max_tokens": 3}
+
+
+def counted(client):
+    return sum(row["requests"] for row in client.get("/usage").json()["data"])
 
 
 def client_of(gateway, secret):
@@ -43,6 +49,30 @@ def test_a_generation_is_told_to_its_own_key_alone(tmp_path, engines):
             assert mine.post("/generation", params=asked).status_code == 404
             strange = mine.get("/generation", params=asked, headers={"authorization": "Bearer x"})
             assert strange.status_code == 401
+
+
+def test_usage_of_a_project_is_told_to_its_keys_and_summed_for_the_operator(tmp_path, engines):
+    engine = engines.start(token_ms=1.0)
+    wanted = document(engine.url)
+    wanted["tenants"][0]["projects"].append({"name": "strange", "keys": [{"name": "k"}]})
+    with running(tmp_path / "data") as gateway:
+        keys = gateway.apply(wanted)["keys"]
+        with (
+            client_of(gateway, keys[0]["secret"]) as mine,
+            client_of(gateway, keys[-1]["secret"]) as strange,
+        ):
+            tokens = [mine.post("/chat/completions", json=BODY).json()["usage"] for _ in range(2)]
+            wait_until(lambda: counted(mine) == 2)
+            (row,) = mine.get("/usage", params={"by": "key,model,hour"}).json()["data"]
+            assert row["prompt_tokens"] == sum(each["prompt_tokens"] for each in tokens)
+            assert row["completion_tokens"] == sum(each["completion_tokens"] for each in tokens)
+            assert strange.get("/usage").json()["data"] == []
+            refused = mine.get("/usage", params={"by": "tenant"})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "by")
+            assert mine.post("/usage").status_code == 404
+        summed = json.loads(gateway.cli("usage", "--by", "key", "--by", "day", "--json"))
+        assert [each["requests"] for each in summed] == [2]
+        assert gateway.cli("usage", "--check") == "the sums are the ledger's\n"
 
 
 def test_a_look_up_while_control_is_away_is_a_503_and_inference_goes_on(tmp_path, engines):

@@ -221,6 +221,27 @@ async def test_usage_is_summed_by_what_is_asked(desk: Desk, by: str) -> None:
     assert (row["requests"], row["prompt_tokens"], desk.shipped) == (2, 20, 1)
 
 
+async def test_sums_are_compared_with_the_ledger_and_made_anew(desk: Desk) -> None:
+    await insert_records(desk.db, [record(1)])
+    assert (await desk.http.get("/admin/v1/usage/differences")).json() == {"data": []}
+    assert await desk.post("usage/rebuild", {}, 200) == {"rows": 2}
+
+
+async def test_usage_is_filtered_by_paths_and_told_page_by_page(desk: Desk) -> None:
+    await apply(desk.db, FULL)
+    await insert_records(desk.db, [record(1), record(2, key_id=2)])
+    asked = {"by": "day,key", "project": "acme/bot", "limit": 1}
+    first = (await desk.http.get("/admin/v1/usage", params=asked)).json()
+    rest = await desk.http.get("/admin/v1/usage", params=asked | {"cursor": first["next"]})
+    assert [first["data"][0]["key"], rest.json()["data"][0]["key"]] == [
+        "acme/bot/ci",
+        "acme/bot/any",
+    ]
+    assert rest.json()["next"] is None
+    (one,) = (await desk.http.get("/admin/v1/usage", params={"key": "acme/bot/any"})).json()["data"]
+    assert one["requests"] == 1
+
+
 BAD: list[tuple[str, str, object, int]] = [
     ("POST", "apply", {"file": "x"}, 400),
     ("POST", "apply", {"document": {}, "extra": 1}, 400),
@@ -237,7 +258,15 @@ BAD: list[tuple[str, str, object, int]] = [
     ("POST", "models", {"name": "m"}, 400),
     ("POST", "models", {"name": "m", "url": "file:///etc/passwd"}, 400),
     ("POST", "models", {"name": "", "url": "http://x"}, 400),
-    ("GET", "usage?by=tenant", None, 400),
+    ("GET", "usage?by=colour", None, 400),
+    ("GET", "usage?by=day,hour", None, 400),
+    ("GET", "usage?teant=acme", None, 400),
+    ("GET", "usage?tenant=nobody", None, 404),
+    ("GET", "usage?model=nothing", None, 404),
+    ("GET", "usage?key=acme", None, 400),
+    ("GET", "usage?to=0001-01-01", None, 400),
+    ("GET", "usage?limit=0", None, 400),
+    ("GET", "usage?cursor=x", None, 400),
     ("GET", "usage?since=yesterday", None, 400),
     ("GET", "usage/records?limit=0", None, 400),
     ("GET", "usage/records?limit=1000000", None, 400),

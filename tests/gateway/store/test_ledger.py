@@ -14,7 +14,8 @@ from gateway.store import ledger
 from gateway.store.database import Database, open_database
 from gateway.store.ledger import count_quarantined, insert_records, known_ids
 from gateway.store.schema import usage_quarantine, usage_records
-from gateway.store.usage import read_records, summary
+from gateway.store.summaries import Asked, summary
+from gateway.store.usage import read_records
 from quotas.record import AttemptEntry
 from tests.support.applying import FULL, apply
 from tests.support.databases import database_url, db
@@ -56,7 +57,7 @@ async def test_cost_is_computed_once_and_a_new_price_changes_no_history(db: Data
     dearer = msgspec.to_builtins(FULL)
     dearer["models"][0]["price"] = {"currency": "USD", "input": "9", "output": "9"}
     await apply(db, dearer)
-    (summed,) = await summary(db, "model")
+    (summed,) = (await summary(db, Asked(by=("model",)))).data
     assert (summed["model"], summed["cost"], summed["currency"]) == ("llama", "0.55", "USD")
 
 
@@ -100,7 +101,7 @@ async def test_what_no_ledger_can_hold_is_put_aside_and_holds_up_nobody(db: Data
     assert {bytes(each["payload"]) for each in aside} == {flaw.encode() for flaw in FLAWS}
     assert all(each["reason"] for each in aside)
     await read_records(db)
-    await summary(db, "day")
+    await summary(db, Asked(by=("day",)))
 
 
 #: A price at which 2^41 tokens cost more than the ledger believes.

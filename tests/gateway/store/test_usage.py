@@ -5,7 +5,8 @@ from sqlalchemy import select
 from gateway.store.database import Database
 from gateway.store.ledger import insert_records
 from gateway.store.schema import keys, models, price_versions
-from gateway.store.usage import read_records, summary
+from gateway.store.summaries import Asked, summary
+from gateway.store.usage import read_records
 from quotas.record import AttemptEntry
 from tests.support.applying import FULL, apply
 from tests.support.databases import database_url, db
@@ -52,23 +53,6 @@ async def test_pages_follow_the_cursor_oldest_first_without_gaps(db: Database) -
     assert seen == [f"{number:032x}" for number in range(25)]
 
 
-async def test_sums_per_key_model_and_day(db: Database) -> None:
-    await apply(db, FULL)
-    day_ms = 86_400_000
-    # 08:00 and 23:00 of one day are that day, on a database that rounds too.
-    batch = [record(1), record(2, started_ms=START_MS + 15 * day_ms // 24), record(3)]
-    batch.append(record(4, started_ms=START_MS + day_ms))
-    await insert_records(db, batch)
-    (by_key,) = await summary(db, "key")
-    assert (by_key["key"], by_key["requests"], by_key["prompt_tokens"]) == ("acme/bot/ci", 4, 40)
-    days = await summary(db, "day")
-    assert [(each["day"], each["requests"]) for each in days] == [
-        ("2027-01-15", 3),
-        ("2027-01-16", 1),
-    ]
-    assert (await summary(db, "day", START_MS + day_ms))[0]["requests"] == 1
-
-
 async def test_every_attempt_is_logged_by_the_names_of_its_fields(db: Database) -> None:
     attempts = (
         AttemptEntry(7, "http://a", START_MS, START_MS + 40, 503, 0, 0, 2),
@@ -104,5 +88,5 @@ async def test_engine_time_that_billed_nothing_is_summed_per_key(db: Database) -
             record(3, attempts=(tried,)),  # it billed something
         ],
     )
-    (summed,) = await summary(db, "key")
+    (summed,) = (await summary(db, Asked(by=("key",)))).data
     assert (summed["requests"], summed["unbilled_ms"]) == (3, 120)
