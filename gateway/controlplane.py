@@ -139,6 +139,7 @@ class ControlPlane:
 
     def _on_hello(self, peer: Peer, body: bytes) -> None:
         self._core.feed.on_hello(peer, body)
+        self._core.purses.behind = True  # it may have missed a credit
         peer.send("signals", msgspec.msgpack.encode(self._core.prober.message()))
 
     def _on_counters(self, _peer: Peer, body: bytes) -> None:

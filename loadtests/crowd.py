@@ -9,7 +9,7 @@ import contextlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import httpx
 
@@ -27,15 +27,19 @@ KINDS = {
 
 
 class Crowd:
-    """``rate`` requests a second in all, over at most ``workers`` at once."""
+    """``rate`` requests a second in all, over at most ``workers`` at once, each under one of
+    ``secrets``.
+    """
 
-    def __init__(self, base_url: str, secret: str, *, rate: float, workers: int, seed: int) -> None:
+    def __init__(
+        self, base_url: str, secrets: Sequence[str], *, rate: float, workers: int, seed: int
+    ) -> None:
         self.base_url = base_url
         self.notes: dict[int, Noted] = {}
         self.refused = Counter[int]()  # status -> answers without an engine's work
         self.away = 0  # connections that nobody took
         self.answered = asyncio.Event()  # set by each whole answer
-        self._secret = secret
+        self._secrets = secrets
         self._gap_s = 1 / rate
         self._workers = workers
         self._chance = random.Random(seed)
@@ -65,7 +69,7 @@ class Crowd:
             self._next_s = max(self._next_s + self._gap_s, loop.time() - 1)
             await asyncio.sleep(self._next_s - loop.time())
             kind = self._chance.choices(kinds, shares)[0]
-            await self.one(client, kind, self._secret)
+            await self.one(client, kind, self._chance.choice(self._secrets))
 
     async def one(self, client: httpx.AsyncClient, kind: str, secret: str) -> Noted | None:
         """One request; None where no connection was to be had, and nothing was sent."""

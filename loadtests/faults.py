@@ -1,10 +1,11 @@
 """Everything is killed, cut, wiped and filled, under load; then every token is looked for.
 
 Starts PostgreSQL, a Valkey, demo engines and a whole gateway of its own, sends requests of every kind
-(aborts, failovers, several choices) and breaks one thing after another. At the end three accounts are
-compared: what the engines saw and made, what the clients received, and the usage records. Prints one
-table; exits 1 when a record is lost, doubled, altered or invented, when a reservation stays open, or
-when a limit no longer holds.
+(aborts, failovers, several choices), for tenants that pay ahead and afterwards, and breaks one thing
+after another. At the end three accounts are compared: what the engines saw and made, what the clients
+received, and the usage records; then the books with the records: postings, sums, credits, statements,
+and the balances that the store has. Prints one table; exits 1 when a record is lost, doubled, altered
+or invented, when a nano is, when a reservation stays open, or when a limit no longer holds.
 
 Usage: python -m loadtests.faults            (the long form: 20,000 requests, some 12 minutes)
        python -m loadtests.faults --short    (a few hundred requests and one of each quick fault)
@@ -13,6 +14,7 @@ The full disk needs root, for a small file system of its own; without it, it is 
 
 import argparse
 import asyncio
+import contextlib
 import os
 import random
 import sys
@@ -25,13 +27,28 @@ from pathlib import Path
 import httpx
 import msgspec
 
+from loadtests.auditor import Figures, audit, available_nano, purse_fault
 from loadtests.checker import Verdict, check
 from loadtests.crowd import Crowd, witnessed
-from loadtests.site import CONTROL, DATA, TIGHT_RPM, Site, site, small_disk, until
+from loadtests.site import (
+    CONTROL,
+    DATA,
+    ENDPOINT_COST,
+    PRICED,
+    TENANTS,
+    TIGHT_RPM,
+    TOP_UP,
+    Site,
+    site,
+    small_disk,
+    until,
+)
 
 DISK_MB = 160
 #: An engine misbehaves this often and this long, whatever else goes on.
 WEATHER_S = (0.5, 0.25)
+#: A request that began this long before a loss of the store may have been settled after it.
+LONGEST_MS = 60_000
 #: A fault is over when an answer has come whole again.
 SERVES_WITHIN_S = 40.0
 
@@ -54,12 +71,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     full_disks: int = 1
     cut_s: float = 1.5
     pause_s: float = 2.0
+    top_up_s: float = 10.0
 
 
 SHORT = Plan(
     requests=300, rate=25.0, workers=24, data_kills=1, tree_kills=1, control_kills=1,
     supervisor_kills=1, store_losses=2, cuts=2, sql_outages=1, sql_outage_s=3.0, full_disks=0,
-    cut_s=0.5, pause_s=0.2,
+    cut_s=0.5, pause_s=0.2, top_up_s=1.0,
 )  # fmt: skip
 
 
@@ -82,11 +100,16 @@ class Report(msgspec.Struct):
     limits_wrong: list[str] = []
     sql_caught_up_s: float = 0.0
     same_after_stop: bool = True
+    money_wrong: list[str] = []
+    sold: dict[str, int] = {}
+    postings: int = 0
+    statements: int = 0
+    top_ups: int = 0
     seconds: float = 0.0
 
     @property
     def wrong(self) -> list[str]:
-        found = [*self.verdict.faults, *self.limits_wrong]
+        found = [*self.verdict.faults, *self.limits_wrong, *self.money_wrong]
         if self.open_reservations:
             found.append(f"{self.open_reservations} reservations are open and nothing runs")
         if self.quarantined:
@@ -124,6 +147,10 @@ class Report(msgspec.Struct):
             ("**twice**", f"{len(verdict.doubled)}"),
             ("altered / invented / quarantined",
              f"{len(verdict.altered)} / {len(verdict.invented)} / {self.quarantined}"),
+            ("sold, in nano-units", _counts(self.sold)),
+            ("credits added meanwhile", f"{self.top_ups}"),
+            ("**postings / statements / differing by a nano or more**",
+             f"{self.postings:,} / {self.statements} / {len(self.money_wrong)}"),
         ]  # fmt: skip
         head = f"| seed {plan.seed}, {self.seconds:.0f} s | |\n|---|---|\n"
         return head + "\n".join(f"| {name} | {value} |" for name, value in rows)
@@ -139,6 +166,7 @@ class Trouble:
         self._report = report
         self._chance = random.Random(plan.seed)
         self._tight = 0
+        self.over = asyncio.Event()
 
     async def everything(self) -> None:
         """Every fault of the plan, in a seeded order, with load between them."""
@@ -172,6 +200,14 @@ class Trouble:
         print(f" {time.monotonic() - began_s:.1f} s", file=sys.stderr)
         times, longest_s = self._report.faults.get(name, (0, 0.0))
         self._report.faults[name] = (times + 1, max(longest_s, served_s))
+
+    async def top_ups(self) -> None:
+        """Money comes in meanwhile, whatever is broken: each credit is asked for until it is taken."""
+        while not self.over.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.over.wait(), self._plan.top_up_s)
+            await self._site.credit(TOP_UP, f"top-up-{self._report.top_ups}")
+            self._report.top_ups += 1
 
     async def weather(self) -> None:
         """Engines that fail by themselves, a little all the time: failovers, cut streams, stalls."""
@@ -224,6 +260,7 @@ class Trouble:
             await asyncio.to_thread(valkey.kill)
             await asyncio.sleep(self._chance.uniform(0.2, 1.5))
             await asyncio.to_thread(valkey.start)
+        self._site.lost_ms = time.time_ns() // 1_000_000
         await self._limits_hold()
 
     async def _limits_hold(self) -> None:
@@ -283,6 +320,7 @@ class Trouble:
         await self._data_kill()
         await asyncio.sleep(for_s / 2)
         await asyncio.to_thread(self._site.valkey.admin.flushall)
+        self._site.lost_ms = time.time_ns() // 1_000_000
         await asyncio.sleep(max(0.0, until_s - time.monotonic()))
 
     async def _full_disk(self) -> None:
@@ -312,7 +350,7 @@ async def run(plan: Plan, folder: Path) -> Report:
         await place.declare(tight_keys=plan.store_losses)
         crowd = Crowd(
             place.gateway.base_url.removesuffix("/v1") + "/v1",
-            place.keys["main"],
+            [place.keys[name] for name in TENANTS],
             rate=plan.rate,
             workers=plan.workers,
             seed=plan.seed,
@@ -320,13 +358,16 @@ async def run(plan: Plan, folder: Path) -> Report:
         load = asyncio.ensure_future(crowd.run())
         trouble = Trouble(place, crowd, plan, report)
         weather = asyncio.ensure_future(trouble.weather())
+        top_ups = asyncio.ensure_future(trouble.top_ups())
         try:
             await trouble.everything()
             await until(lambda: _seen(place) > plan.requests, "all requests", 3600)
         finally:
             weather.cancel()
+            trouble.over.set()
             crowd.stop()
             await asyncio.gather(load, weather, return_exceptions=True)
+            await top_ups
         await until(lambda: not any(engine.running for engine in place.engines), "idle engines")
         await place.settled()
         await _fill_in(report, place, crowd)
@@ -354,8 +395,29 @@ async def _fill_in(report: Report, place: Site, crowd: Crowd) -> None:
     report.several_choices = sum(record["choices"] > 1 for record in records)
     report.quarantined = await asyncio.to_thread(place.quarantined)
     report.open_reservations = await asyncio.to_thread(place.open_reservations)
+    ids = (await place.books()).tenants
+    levels = {name: await place.balance_micro(ids[name]) for name in ("ahead", "after")}
     await asyncio.to_thread(place.gateway.stop)
     report.same_after_stop = records == await asyncio.to_thread(place.gateway.records)
+    await _audit(report, place, levels)
+
+
+async def _audit(report: Report, place: Site, levels: dict[str, int | None]) -> None:
+    """The books against the records; every month is closed first. ``levels``: the store's balances."""
+    books = await place.books(close=True)
+    report.money_wrong += audit(books, Figures.of(PRICED, {"cost": ENDPOINT_COST}))
+    report.postings, report.statements = len(books.postings), len(books.statements)
+    for name, tenant_id in books.tenants.items():
+        mine = [record for record in books.records if record["tenant_id"] == tenant_id]
+        report.sold[name] = sum(record["charged_nano"] for record in mine)
+        if name in levels:
+            since = [each for each in mine if each["started_ms"] >= place.lost_ms - LONGEST_MS]
+            held = available_nano(books, tenant_id)
+            fault = purse_fault(name, levels[name], held, len(since))
+            report.money_wrong += [fault] if fault else []
+    added = sum(row["reference"].startswith("top-up-") for row in books.grants)
+    if added != report.top_ups:
+        report.money_wrong.append(f"{report.top_ups} credits were answered, {added} are there")
 
 
 def _counts(counts: dict) -> str:

@@ -1,11 +1,13 @@
 """Everything that loadtests/faults.py breaks, running for real on this machine.
 
 A PostgreSQL, a Valkey without persistence, demo engines behind pieces of network that can be cut, and
-the gateway as operators run it, on one port through all its lives. Not here: when what is broken.
+the gateway as operators run it, on one port through all its lives, selling to three tenants: one pays
+ahead, one afterwards up to a credit line, one without bound. Not here: when what is broken.
 """
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -14,10 +16,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx
+from sqlalchemy import select
 
 from gateway.demo.engine import DemoEngine
+from gateway.store.database import open_database
+from gateway.store.schema import publishers, tenants
+from loadtests.auditor import Books, close_months, read_books
 from loadtests.crowd import MODEL
 from loadtests.tap import Tap
+from quotas.limits import Charge, Limit
+from quotas.store.redis import RedisStore
 from tests.support.gateway import TOKENFACTORY, Gateway, processes_of
 from tests.support.postgres import Postgres
 from tests.support.postgres import serving as serving_postgres
@@ -31,6 +39,23 @@ TIMEOUTS = {"connect_s": 1, "first_event_s": 2, "gap_s": 1.5, "unary_s": 4, "str
 AMPLE = {
     "requests_per_minute": 10**6, "tokens_per_minute": 10**9, "concurrent_requests": 10**4,
 }  # fmt: skip
+#: Fractions of a nano a token, so that each line of each record is rounded.
+PRICED = {
+    "price": {
+        "currency": "USD", "input": "0.1234567", "cached_input": "0.0512345", "output": "0.4567891",
+    },
+    "shares": [{"publisher": "labs", "percent": "70", "floor": "0.15"}],
+}  # fmt: skip
+ENDPOINT_COST = {"input": "0.0212121", "output": "0.0834567"}
+#: Name -> contract. The first is served whatever happens to money, and has the keys of tight limits.
+TENANTS: dict[str, dict] = {
+    "acme": {"kind": "payg"},
+    "ahead": {"kind": "prepaid"},
+    "after": {"kind": "payg", "credit_line": "1000"},
+}
+#: What the one that pays ahead begins with; the promotion is soon used up.
+CREDITS = (("10", "paid"), ("0.0003", "promotional"))
+TOP_UP = "0.01"
 TIGHT_RPM = 20
 WITHIN_S = 40.0
 #: Reservations are packed as the store's scripts pack them.
@@ -38,7 +63,9 @@ STATE_OF = "local v = redis.call('GET', KEYS[1]); return v and cmsgpack.unpack(v
 
 
 class Site:
-    """``keys``: name of a key -> its secret; "main" is the crowd's, the rest have tight limits."""
+    """``keys``: name of a key -> its secret: a tenant's own name is the crowd's, the rest have tight
+    limits. ``lost_ms``: when the store last lost what it held (Unix).
+    """
 
     def __init__(
         self,
@@ -56,6 +83,7 @@ class Site:
         self.taps = taps
         self.processes = processes
         self.keys: dict[str, str] = {}
+        self.lost_ms = 0
         self.database_url = postgres.new_url()
         self.gateway = Gateway(
             folder / "data",
@@ -73,20 +101,54 @@ class Site:
         await asyncio.to_thread(self.gateway.start)
 
     async def declare(self, tight_keys: int) -> None:
-        keys: list[dict] = [{"name": "main", "limits": AMPLE}]
+        keys: dict[str, list[dict]] = {name: [{"name": name, "limits": AMPLE}] for name in TENANTS}
         for number in range(tight_keys):
             limits = {**AMPLE, "requests_per_minute": TIGHT_RPM}
-            keys.append({"name": f"tight-{number}", "limits": limits})
-        endpoints = [{"url": tap.url} for tap in self.taps]
-        price = {"currency": "USD", "input": "0.10", "cached_input": "0.05", "output": "0.40"}
+            keys["acme"].append({"name": f"tight-{number}", "limits": limits})
+        endpoints = [{"url": tap.url, "cost": ENDPOINT_COST} for tap in self.taps]
         model = {"name": MODEL, "upstream": "demo-model", "pool": "pool"}
         document = {
             "pools": [{"name": "pool", "endpoints": endpoints}],
-            "models": [model | {"timeouts": TIMEOUTS, "price": price}],
-            "tenants": [{"name": "acme", "projects": [{"name": "chat", "keys": keys}]}],
+            "publishers": [{"name": "labs"}],
+            "models": [model | {"timeouts": TIMEOUTS, **PRICED}],
+            "tenants": [
+                {
+                    "name": name,
+                    "contract": contract,
+                    "projects": [{"name": "chat", "keys": keys[name]}],
+                }
+                for name, contract in TENANTS.items()
+            ],
         }
         applied = await asyncio.to_thread(self.gateway.apply, document)
         self.keys = {each["path"].rpartition("/")[2]: each["secret"] for each in applied["keys"]}
+        for amount, kind in CREDITS:
+            await self.credit(amount, kind, kind)
+
+    async def credit(self, amount: str, reference: str, kind: str = "paid") -> None:
+        """To who pays ahead; asked again, with the same reference, until it is known to be done."""
+        body = {"amount": amount, "reference": reference, "kind": kind}
+        until_s = time.monotonic() + 20 * WITHIN_S
+        while time.monotonic() < until_s:
+            path = "/tenants/ahead/credits"
+            answer = await self._admin("POST", path, body, {"idempotency-key": reference})
+            if answer is not None and answer.is_success:
+                return
+            assert answer is None or answer.status_code >= 500, answer.text
+            await asyncio.sleep(0.5)
+        raise TimeoutError(f"the credit {reference} is not taken")
+
+    async def _admin(
+        self, method: str, path: str, body: object, headers: dict[str, str]
+    ) -> httpx.Response | None:
+        """None while nobody answers."""
+        with contextlib.suppress(OSError, ValueError, httpx.HTTPError):
+            run = json.loads((self.gateway.data_dir / "run.json").read_text())
+            headers = headers | {"authorization": f"Bearer {run['operator_token']}"}
+            async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
+                url = f"{run['control_url']}/admin/v1{path}"
+                return await client.request(method, url, json=body, headers=headers)
+        return None
 
     def pids(self, module: str) -> list[int]:
         """The living processes of the gateway that run a module."""
@@ -174,6 +236,33 @@ class Site:
         for key in client.scan_iter("tf:{*}:h:*"):
             open_ones += sum(int(held.split()[0]) for held in client.hvals(key))
         return open_ones
+
+    async def balance_micro(self, tenant_id: int) -> int | None:
+        """Settled money in the store; None where there is none, or some of it is held."""
+        store = RedisStore(self.valkey.tcp_url, name="auditor", owner="auditor", timeout_s=5)
+        await store.start()
+        try:
+            limit = Limit(f"t{tenant_id}", "", "money", "balance", 0, 0, 1, "now")
+            said = await store.inspect(f"t{tenant_id}", (Charge(limit, 0),))
+        finally:
+            await store.close()
+        return None if said.gauges[0].held else said.gauges[0].balance
+
+    async def books(self, *, close: bool = False) -> Books:
+        """What the database has of money; with ``close``, after closing every month."""
+        db = open_database(self.database_url, "")
+        try:
+            parties: dict[str, dict[str, int]] = {}
+            async with db.read() as connection:
+                for kind, table in (("tenant", tenants), ("publisher", publishers)):
+                    rows = await connection.execute(select(table.c.name, table.c.id))
+                    parties[kind] = {row.name: row.id for row in rows}
+            books = await read_books(db, parties)
+            if close:
+                await close_months(db, books)
+            return books
+        finally:
+            await db.close()
 
     def quarantined(self) -> int:
         said = self.postgres.ask(self.database_url, "SELECT count(*) FROM usage_quarantine")

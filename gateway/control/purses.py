@@ -1,9 +1,10 @@
 """Balances in the store, kept to what SQL says: moved by a credit at once, compared every hour.
 
 A credit is one adjustment with an id, so it moves a balance once, however often and by whomever it
-is handed over; a count from SQL (``gateway.control.balances``) names those that it includes. Where
-reservations live in a data process's memory, that process is told over the link. Not here: what a
-balance is (``gateway.store.credit``).
+is handed over; a count from SQL (``gateway.control.balances``) names those that it includes. So a
+process that was killed between SQL and the store, or found the store away, hands over a day's credits
+again. Where reservations live in a data process's memory, that process is told over the link. Not
+here: what a balance is (``gateway.store.credit``).
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.link.messages import Credited
 from gateway.link.server import LinkServer
 from gateway.snapshot import Snapshot
-from gateway.store.credit import balances, expire_grants
+from gateway.store.credit import balances, expire_grants, recent_moves
 from gateway.store.database import Database
 from quotas.errors import StoreUnavailable
 from quotas.limits import Charge, Limit
@@ -28,6 +29,10 @@ COMPARE_EVERY_S = 3_600.0
 #: A balance that moves while it is compared is compared again, this often.
 TRIES = 5
 TRY_AGAIN_S = 0.3
+#: How soon after a failure credits are handed over again.
+TICK_S = 0.5
+#: Credits this old are handed over again; stores know their ids for a day.
+RECENT_MS = 20 * 3_600_000
 NANO_PER_MICRO = 1_000
 _log = logging.getLogger("gateway.control.purses")
 
@@ -67,9 +72,58 @@ class Purses:
         self._alone = alone
         self.drift_micro = 0  # of the last comparison: the sum over tenants, SQL less store
         self.corrected = 0
+        #: Some process, or the store, may not know of every credit.
+        self.behind = True
 
     async def credited(self, moves: Sequence[Move]) -> None:
-        """Hand each on. What cannot be handed on now is found by the next comparison."""
+        """Hand each on; what cannot be handed on now is as soon as the store answers."""
+        try:
+            await self._hand_over(moves)
+        except StoreUnavailable:
+            self.behind = True
+            _log.warning("balances are moved when the store is back")
+
+    async def catch_up(self) -> None:
+        """Hand on what SQL was told lately: once each, whatever was handed on before.
+
+        Raises ``StoreUnavailable``, and what the database raises when it is away.
+        """
+        since_ms = time.time_ns() // 1_000_000 - RECENT_MS
+        self.behind = False
+        try:
+            async with self._db.read() as connection:
+                found = await recent_moves(connection, since_ms)
+            await self._hand_over([Move(*each) for each in found])
+        except BaseException:
+            self.behind = True
+            raise
+
+    async def run(self) -> None:
+        """Hand credits on where that failed; end grants every minute; compare balances now and every
+        hour.
+        """
+        expire_at_s = compare_at_s = time.monotonic()
+        said = ""
+        while True:
+            now_s = time.monotonic()
+            try:
+                if self.behind:
+                    await self.catch_up()
+                if now_s >= expire_at_s:
+                    async with self._db.begin() as connection:
+                        await expire_grants(connection, time.time_ns() // 1_000_000)
+                    expire_at_s = now_s + EXPIRE_EVERY_S
+                if now_s >= compare_at_s:
+                    await self.compare()
+                    compare_at_s = now_s + COMPARE_EVERY_S
+                said = ""
+            except (SQLAlchemyError, OSError, StoreUnavailable) as error:
+                if said != type(error).__name__:  # once an outage
+                    said = type(error).__name__
+                    _log.warning("balances are kept later: %s", said)
+            await asyncio.sleep(TICK_S)
+
+    async def _hand_over(self, moves: Sequence[Move]) -> None:
         for move in moves:
             limit = self._balance_of(move.tenant_id)
             if limit is None:
@@ -78,26 +132,9 @@ class Purses:
             if self._store is None:
                 said = Credited(tag, move.entry_key, limit, delta)
                 self._link.broadcast("credited", msgspec.msgpack.encode(said))
-                continue
-            try:
+            else:
                 epoch = await self._store.epoch(tag)
                 await self._store.adjust(tag, epoch, move.entry_key, limit, delta)
-            except StoreUnavailable:
-                _log.warning("the balance of %s is moved when the store is back", limit.scope_name)
-
-    async def run(self) -> None:
-        """End grants every minute; compare balances now and every hour."""
-        compare_at_s = time.monotonic()
-        while True:
-            try:
-                async with self._db.begin() as connection:
-                    await expire_grants(connection, time.time_ns() // 1_000_000)
-                if time.monotonic() >= compare_at_s:
-                    await self.compare()
-                    compare_at_s = time.monotonic() + COMPARE_EVERY_S
-            except (SQLAlchemyError, OSError, StoreUnavailable) as error:
-                _log.warning("balances are kept later: %s", type(error).__name__)
-            await asyncio.sleep(EXPIRE_EVERY_S)
 
     async def compare(self) -> dict[int, int]:
         """Tenant id -> SQL's balance less the store's, in micro-units, of those that stood still.
@@ -133,8 +170,12 @@ class Purses:
             if before is None:
                 return None
             await self._ship()
+            now_ms = time.time_ns() // 1_000_000
             async with self._db.read() as connection:
-                held = await balances(connection, [tenant_id], time.time_ns() // 1_000_000)
+                held = await balances(connection, [tenant_id], now_ms)
+                moves = await recent_moves(connection, now_ms - RECENT_MS, tenant_id)
+            # A credit that is on its way moves the level now, or it would be given twice.
+            await self._hand_over([Move(*each) for each in moves])
             level = held[tenant_id].available_nano // NANO_PER_MICRO
             if not self._unsettled(tag) and await _level(store, tag, limit) == before:
                 return level - before

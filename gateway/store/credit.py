@@ -263,6 +263,28 @@ async def level_micro(
     return found.available_nano // NANO_PER_MICRO, tuple(ids)
 
 
+async def recent_moves(
+    connection: AsyncConnection, since_ms: int, tenant_id: int = 0
+) -> list[tuple[int, str, int]]:
+    """(tenant id, adjustment id, nano-units) of credits and reversals of paid ones since a moment, of
+    one tenant or all. What a promotion's reversal took was what was left of it then, and is not known
+    any more: the next comparison finds that.
+    """
+    query = select(grants).where(
+        (grants.c.given_ms > since_ms) | (grants.c.reversed_ms > since_ms),
+        grants.c.entry_key.startswith("topup:"),
+    )
+    if tenant_id:
+        query = query.where(grants.c.tenant_id == tenant_id)
+    moves = []
+    for row in (await connection.execute(query.order_by(grants.c.id))).mappings():
+        owner, nano = row["tenant_id"], row["amount_nano"]
+        moves.append((owner, row["entry_key"], nano))
+        if row["reversed_ms"] and row["kind"] == "paid":
+            moves.append((owner, f"topup_reversal:{owner}:{row['reference']}", -nano))
+    return moves
+
+
 async def list_credits(connection: AsyncConnection, tenant_id: int) -> list[dict[str, Any]]:
     """Every credit of a tenant's, oldest first."""
     rows = await connection.execute(
@@ -275,7 +297,10 @@ async def list_credits(connection: AsyncConnection, tenant_id: int) -> list[dict
 
 
 async def answered_before(connection: AsyncConnection, key: str, asked: bytes) -> Any | None:
-    """The answer that this key got. Raises ``Conflict`` where it came with something else."""
+    """The answer that this key got; waits for who is asking with it right now. Raises ``Conflict``
+    where it came with something else.
+    """
+    await lock_books(connection)
     query = select(money_requests).where(money_requests.c.idempotency_key == key)
     row = (await connection.execute(query)).mappings().one_or_none()
     if row is None:

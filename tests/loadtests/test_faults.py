@@ -18,4 +18,7 @@ def test_no_record_is_lost_doubled_or_altered_whatever_is_killed(tmp_path):
     assert {"ok", "client_abort", "engine_error", "gateway_crash"} <= report.outcomes.keys()
     assert report.verdict.exact > 100
     assert report.limits_asked == 2
+    assert all(nano > 0 for nano in report.sold.values())
+    assert report.postings > 4 * report.verdict.exact
+    assert (report.statements, report.top_ups > 2) == (4, True)
     assert "**lost** | 0" in report.table()

@@ -9,9 +9,10 @@ from gateway.control.purses import Move, Purses
 from gateway.link.messages import Credited
 from gateway.loader import Loader
 from gateway.snapshot import Snapshot
-from gateway.store.credit import add_credit, level_micro
+from gateway.store.credit import add_credit, level_micro, reverse_credit
 from gateway.store.database import Database
 from gateway.store.ledger import insert_records
+from quotas.errors import StoreUnavailable
 from quotas.limits import Charge, Limit
 from quotas.ports import Seed
 from quotas.store.memory import MemoryStore
@@ -100,6 +101,48 @@ async def test_a_credit_that_the_count_included_moves_nothing(db: Database) -> N
     await made.purses.credited([Move(1, "topup:1:ref-paid", 3 * COST)])
 
     assert await made.level() == 3 * MICRO
+
+
+async def test_credits_that_were_never_handed_over_are_and_once(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.control.purses.time.time_ns", lambda: (NOW_MS + 5_000) * 10**6)
+    made = await bench(db)
+    async with db.begin() as connection:  # and the process was killed
+        again = msgspec.structs.replace(_credit("paid", 2 * COST), reference="again")
+        await add_credit(connection, again, NOW_MS + 9)
+    for _ in range(2):
+        await made.purses.catch_up()
+    assert await made.level() == 5 * MICRO
+
+    async with db.begin() as connection:
+        await reverse_credit(connection, 1, "again", NOW_MS + 10)
+    assert await made.purses.compare() == {1: 0}  # not put right as a drift, and then once more
+    await made.purses.catch_up()
+    assert (await made.level(), made.purses.corrected) == (3 * MICRO, 0)
+
+
+async def test_a_store_that_is_away_is_told_of_credits_later(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.control.purses.time.time_ns", lambda: (NOW_MS + 5_000) * 10**6)
+    made = await bench(db)
+    await made.purses.catch_up()
+    assert not made.purses.behind
+
+    async def away(_tag: str) -> str:
+        raise StoreUnavailable("away")
+
+    async with db.begin() as connection:
+        again = msgspec.structs.replace(_credit("paid", 2 * COST), reference="again")
+        await add_credit(connection, again, NOW_MS + 9)
+    with monkeypatch.context() as outage:
+        outage.setattr(made.store, "epoch", away)
+        await made.purses.credited([Move(1, "topup:1:again", 2 * COST)])
+    assert made.purses.behind
+    await made.purses.catch_up()
+
+    assert (await made.level(), made.purses.behind) == (5 * MICRO, False)
 
 
 async def test_processes_with_stores_of_their_own_are_told(db: Database) -> None:

@@ -1,5 +1,6 @@
 """What records leave in the books, on SQLite and PostgreSQL: every billing model, every sum."""
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -244,6 +245,22 @@ async def test_a_tenant_may_spend_what_is_granted_less_what_is_owed(db: Database
     async with db.read() as connection:
         (found,) = (await credit.balances(connection, [tenant_id], NOW_MS)).values()
     assert (found.available_nano, found.owed_nano) == (-2 * COST, 2 * COST)
+
+
+async def test_one_that_asks_meanwhile_waits_for_the_first_answer_to_its_key(db: Database) -> None:
+    await apply(db, document({"kind": "prepaid"}))
+
+    async def ask() -> Any:
+        async with db.begin() as connection:
+            before = await credit.answered_before(connection, "k1", b"five")
+            if before is not None:
+                return before
+            await asyncio.sleep(0.05)
+            await credit.add_credit(connection, _credit("paid", COST), NOW_MS)
+            await credit.remember_answer(connection, "k1", b"five", {"amount": 5}, NOW_MS)
+            return {"amount": 5}
+
+    assert await asyncio.gather(*(ask() for _ in range(3))) == 3 * [{"amount": 5}]
 
 
 def _credit(kind: str, nano: int) -> credit.Credit:
