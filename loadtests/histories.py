@@ -5,13 +5,12 @@ the millisecond; and a third account, kept here from the answers alone, must agr
 that both then show: what is held is what open reservations hold, money is what was seeded less what
 was settled, nothing is above its capacity, nothing is negative that must not be.
 
-The server's clock is a key that this writes: the scripts are the product's but for where TIME comes
+The server's clock is a key that this writes: the steps are the product's but for where TIME comes
 from. Used by ``loadtests/limits.py`` and, in a short form, by the suite.
 """
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -24,9 +23,9 @@ from quotas.calendar import Periods
 from quotas.errors import ReservationRefused
 from quotas.limits import Charge, Limit
 from quotas.ports import Seed, Settlement
-from quotas.store import redis as redis_store
 from quotas.store.memory import MemoryStore
 from quotas.store.redis import RedisStore
+from quotas.store.steps import LIBRARY, read_part
 
 DAY_MS = 86_400_000
 BEGIN_MS = 1_800_000_000_000
@@ -55,20 +54,19 @@ class Clock:
 
 
 @contextlib.contextmanager
-def clocked_scripts() -> Iterator[None]:
-    """Within, stores are made whose scripts read the clock's key."""
-    kept = [(script, script.source, script.sha) for script in redis_store.SCRIPTS]
-    for script, source, _ in kept:
-        assert source.count(b"redis.call('TIME')") == 1
-        script.source = source.replace(
-            b"redis.call('TIME')", b"redis.call('HMGET', 'tf:clock', 's', 'us')"
-        )
-        script.sha = hashlib.sha1(script.source, usedforsecurity=False).hexdigest()
+def clocked_steps() -> Iterator[None]:
+    """Within, stores are made whose steps read the clock's key."""
+
+    def read(part: str) -> bytes:
+        source = read_part(part)
+        assert source.count(b"call('TIME')") == (part == "levels")
+        return source.replace(b"call('TIME')", b"call('HMGET', 'tf:clock', 's', 'us')")
+
+    LIBRARY.load(read)
     try:
         yield
     finally:
-        for script, source, sha in kept:
-            script.source, script.sha = source, sha
+        LIBRARY.load(read_part)
 
 
 def periods(now_ms: int) -> Periods:
@@ -343,7 +341,7 @@ class History(RuleBasedStateMachine):
 def walk(url: str, admin: blocking.Redis, *, examples: int, steps: int, chance: int) -> int:
     """Walk so many histories; the number of steps taken. Raises ``AssertionError`` with the history."""
     History.steps = 0
-    with clocked_scripts(), asyncio.Runner() as runner:
+    with clocked_steps(), asyncio.Runner() as runner:
 
         async def open_redis() -> RedisStore:
             store = RedisStore(url, name="redis", owner="o1", timeout_s=5.0)

@@ -9,7 +9,7 @@ import random
 
 import redis as blocking
 
-from loadtests.histories import Clock, clocked_scripts, periods
+from loadtests.histories import Clock, clocked_steps, periods
 from quotas.limits import Charge, Limit
 from quotas.ports import QuotaStore, Settlement
 from quotas.store.memory import MemoryStore
@@ -75,5 +75,5 @@ def dishonest(url: str, admin: blocking.Redis, *, states: int, chance: int) -> t
         await redis.close()
         return refused, wrong
 
-    with clocked_scripts():
+    with clocked_steps():
         return asyncio.run(tried())

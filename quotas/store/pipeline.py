@@ -12,7 +12,7 @@ import random
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -33,6 +33,9 @@ Argument = bytes | str | int
 #: Gets the reply; an error reply as ``hiredis.ReplyError``; ``StoreUnavailable`` when none came.
 Answer = Callable[[object], None]
 Command = tuple[Argument, ...]
+#: Says commands on a connection that is being made, through the function it is given, which raises
+#: ``hiredis.ReplyError``; what it raises itself refuses the connection.
+Greeting = Callable[[Callable[[Command], Awaitable[object]]], Awaitable[None]]
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,6 +144,10 @@ class _Connection(asyncio.Protocol):
             self._transport.write(b"".join(unwritten))
 
 
+async def _say_nothing(_ask: Callable[[Command], Awaitable[object]]) -> None:
+    """The greeting of those who have none."""
+
+
 class Pipeline:
     """Mutable; one event loop. ``greeting`` is said on every new connection, after login.
 
@@ -152,7 +159,7 @@ class Pipeline:
         target: Target,
         *,
         timeout_s: float,
-        greeting: tuple[Command, ...] = (),
+        greeting: Greeting = _say_nothing,
         up: Callable[[], None] = lambda: None,
     ) -> None:
         self._target = target
@@ -286,9 +293,9 @@ class Pipeline:
         return made
 
     async def _greet(self, connection: _Connection) -> None:
-        """Log in and say the greeting in one write; any error reply is a refusal."""
+        """Log in, in one write, any error reply being a refusal; then say the greeting."""
         replies: asyncio.Queue[object] = asyncio.Queue()
-        said = [*self._target.greeting(), *self._greeting, ("PING",)]
+        said = [*self._target.greeting(), ("PING",)]
         for command in said:
             connection.send(command, replies.put_nowait)
         for _ in said:
@@ -296,12 +303,21 @@ class Pipeline:
             if isinstance(reply, StoreUnavailable):
                 raise reply
             if isinstance(reply, Exception):
-                raise StoreUnavailable(f"the store refused: {_code(reply)}")
+                raise StoreUnavailable(f"the store refused: {first_word(reply)}")
+
+        async def ask(command: Command) -> object:
+            connection.send(command, replies.put_nowait)
+            reply = await replies.get()
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
+
+        await self._greeting(ask)
 
 
-def _code(reply: Exception) -> str:
-    """The error's first word (NOAUTH, LOADING): the rest may repeat what was sent."""
-    return str(reply).split(" ", 1)[0][:32]
+def first_word(error: Exception) -> str:
+    """Of an error reply (NOAUTH, LOADING): the rest may repeat what was sent."""
+    return str(error).split(" ", 1)[0][:32]
 
 
 def _why(failure: BaseException) -> str:

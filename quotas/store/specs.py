@@ -7,14 +7,18 @@ back to the charges. Not here: keys and calls (``quotas.store.redis``).
 """
 
 from collections.abc import Sequence
+from struct import Struct
+from typing import TypeVar
 
 import msgspec
 
-from quotas.limits import Charge, Limit
+from quotas.limits import Charge, Level, Limit
 from quotas.reservation import by_scope, check_amounts, check_limits, check_periods
 
 #: Lists of limits remembered; some 300 bytes each.
 SPECS_KEPT = 16_384
+
+T = TypeVar("T")
 
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -22,7 +26,7 @@ _pack = msgspec.msgpack.Encoder().encode
 class Spec:
     """``order[i]`` is the row of charge ``i``, None where rows are in the charges' own order."""
 
-    __slots__ = ("_kept", "_slots", "order", "packed", "rows", "scopes")
+    __slots__ = ("_amounts", "_kept", "_levels", "_slots", "order", "packed", "rows", "scopes")
 
     def __init__(self, charges: Sequence[Charge]) -> None:
         limits = [charge.limit for charge in charges]
@@ -34,12 +38,23 @@ class Spec:
         ordered = [charges[i] for i in rows]
         self._slots = [i for i, limit in enumerate(limits) if limit.algorithm == "concurrency"]
         self.packed = _columns(self.scopes, ordered)
+        self._amounts = Struct(f"<{len(limits)}q").pack
+        self._levels = Struct(f"<{2 * len(limits)}q").unpack
 
     def amounts(self, charges: Sequence[Charge]) -> bytes:
         """The charges' amounts, row by row. Raises ``ReservationRefused`` for what is not exact."""
         amounts = [charge.amount for charge in charges]
         check_amounts(amounts)
-        return _pack(amounts if self.order is None else [amounts[i] for i in self.rows])
+        return self._amounts(*(amounts if self.order is None else [amounts[i] for i in self.rows]))
+
+    def levels(self, packed: bytes) -> tuple[Level, ...]:
+        """What a step shows of its rows, as the charges stand."""
+        numbers = iter(self._levels(packed))
+        return tuple(self.in_order(list(map(Level, numbers, numbers))))
+
+    def in_order(self, rows: list[T]) -> list[T]:
+        """What stands row by row, as the charges stand."""
+        return rows if self.order is None else [rows[row] for row in self.order]
 
     def holds(self, charges: Sequence[Charge]) -> bool:
         """Whether the charges take concurrency, which needs a lease."""

@@ -1,3 +1,6 @@
--- The tag's epoch, begun where there is none. KEYS: epoch. ARGV: nonce. Reply: {now_ms, epoch}.
+-- The tag's epoch, begun where there is none. Keys: epoch. Arguments: nonce. Reply: {now_ms, epoch}.
 
-return {now_ms, the_epoch(redis.call('GET', KEYS[1]), ARGV[1])}
+local function epoch(keys, args)
+  begin(keys[1])
+  return {now_ms, the_epoch(call('GET', keys[1]), args[1])}
+end

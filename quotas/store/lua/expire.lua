@@ -1,15 +1,19 @@
 -- Holds go free and nothing goes back; a later settle or release still counts, once.
--- KEYS: epoch, reservation, leases. ARGV: nonce. Reply: {now_ms, 1 when it changed something}.
+-- Keys: epoch, reservation, leases. Arguments: nonce. Reply: {now_ms, 1 when it changed something}.
 
-local got = redis.call('MGET', KEYS[1], KEYS[2])
-if not got[2] then return {now_ms, 0} end
-local epoch = the_epoch(got[1], ARGV[1])
-local state, held_epoch, owner, reply, held_spec, held_amounts, how = cmsgpack.unpack(got[2])
-if state ~= 'held' then return {now_ms, 0} end
-if held_epoch == epoch then
-  local spec, amounts = {cmsgpack.unpack(held_spec)}, cmsgpack.unpack(held_amounts)
-  move(spec, amounts, zeros(#amounts), how, epoch, 'concurrency')
+local function expire(keys, args)
+  begin(keys[1])
+  local got = call('MGET', keys[1], keys[2])
+  if not got[2] then return {now_ms, 0} end
+  local epoch = the_epoch(got[1], args[1])
+  local state, held_epoch, owner, shadowed, shows, packed, counts, how = unpacked(got[2])
+  if state ~= 'held' then return {now_ms, 0} end
+  if held_epoch == epoch then
+    local spec = spec_of(packed)
+    local reserved = amounts_of(spec, counts)
+    move(spec, reserved, zeros(#reserved), how, epoch, 'concurrency')
+  end
+  call('SET', keys[2],
+    pack('expired', held_epoch, owner, shadowed, shows, packed, counts, how), 'KEEPTTL')
+  return {now_ms, 1}
 end
-redis.call('SET', KEYS[2],
-  cmsgpack.pack('expired', held_epoch, owner, reply, held_spec, held_amounts, how), 'KEEPTTL')
-return {now_ms, 1}

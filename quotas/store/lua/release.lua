@@ -1,25 +1,23 @@
 -- Nothing was used: everything goes back, once; an unknown id leaves a tombstone.
--- KEYS: epoch, reservation, leases. ARGV: nonce, ended_ms, tombstone_ms.
+-- Keys: epoch, reservation, leases. Arguments: nonce, ended_ms, tombstone_ms.
 -- Reply: {now_ms, 1 when it changed something}.
 
-local got = redis.call('MGET', KEYS[1], KEYS[2])
-local epoch = the_epoch(got[1], ARGV[1])
-if not got[2] then
-  mark(KEYS[2], 'tombstone', nil, ARGV[3])
+local function release(keys, args)
+  begin(keys[1])
+  local got = call('MGET', keys[1], keys[2])
+  local epoch = the_epoch(got[1], args[1])
+  if not got[2] then
+    mark(keys[2], 'tombstone', args[3])
+    return {now_ms, 1}
+  end
+  local state, held_epoch, _, shadowed, shows, packed, counts, how = unpacked(got[2])
+  if state ~= 'held' and state ~= 'expired' then return {now_ms, 0} end
+  if held_epoch == epoch then
+    local spec = spec_of(packed)
+    local reserved = amounts_of(spec, counts)
+    if state == 'expired' then without_holds(spec, how) end
+    move(spec, reserved, zeros(#reserved), how, epoch)
+  end
+  mark(keys[2], 'released', args[2], held_epoch, shadowed, shows)
   return {now_ms, 1}
 end
-
-local state, held_epoch, _, reply, held_spec, held_amounts, how = cmsgpack.unpack(got[2])
-if state ~= 'held' and state ~= 'expired' then return {now_ms, 0} end
-if held_epoch == epoch then
-  local spec = {cmsgpack.unpack(held_spec)}
-  local kinds = spec[4]
-  if state == 'expired' then
-    for n = 1, #kinds do
-      if kinds[n] == 'concurrency' then how[n] = 0 end
-    end
-  end
-  move(spec, cmsgpack.unpack(held_amounts), zeros(#kinds), how, epoch)
-end
-mark(KEYS[2], 'released', reply, ARGV[2], epoch)
-return {now_ms, 1}

@@ -11,6 +11,7 @@ import pytest
 import quotas.store.redis as redis_store
 from quotas.errors import QuotaError, StoreUnavailable
 from quotas.limits import Charge
+from quotas.store import server
 from quotas.store.redis import RedisStore
 from tests.support.limits import bucket, left, settlement, slots
 from tests.support.until import until
@@ -145,7 +146,7 @@ async def test_backlog_leaves_room_for_admissions(valkey, opened, tag):
     for n in range(1000):
         store.release(tag, f"r{n}")
 
-    assert store._in_flight == redis_store.WINDOW
+    assert store._server._in_flight == server.WINDOW
     assert (await store.reserve(tag, "a", (Charge(TENANT, 1),), 60)).admitted
     assert not await store.flush(0)
     assert await store.flush(3)
@@ -199,9 +200,9 @@ async def test_reservation_that_outlived_its_epoch_is_charged_in_full_and_refund
 async def test_scripts_that_the_server_forgot_are_sent_again(valkey, opened, tag):
     store = await opened(valkey)
     await store.ping()
-    valkey.admin.script_flush()
+    valkey.admin.function_flush()
     first = await store.reserve(tag, "a", (Charge(TENANT, 100),), 60)
-    valkey.admin.script_flush()
+    valkey.admin.function_flush()
 
     store.settle(settlement(tag, "a", first.epoch, Charge(TENANT, 40)))
 
@@ -236,7 +237,7 @@ async def test_queued_steps_outlive_a_killed_server_and_are_acknowledged_once(ow
 async def test_reserve_while_down_fails_at_once_and_leaves_nothing_queued(own_valkey, opened):
     store = await opened(own_valkey)
     own_valkey.kill()
-    await until(lambda: not store._pipeline.connected)
+    await until(lambda: not store._server.connected)
 
     with pytest.raises(StoreUnavailable):
         await store.reserve("t1", "a", (Charge(TENANT, 1),), 60)
@@ -271,7 +272,7 @@ async def test_store_that_hangs_for_long_is_left_and_found_again(own_valkey, ope
     first = await store.reserve("t1", "a", (Charge(TENANT, 100),), 60)
     own_valkey.pause()
     store.settle(settlement("t1", "a", first.epoch, Charge(TENANT, 30)))
-    await until(lambda: not store._pipeline.connected)
+    await until(lambda: not store._server.connected)
     own_valkey.resume()
 
     assert await store.flush(4)

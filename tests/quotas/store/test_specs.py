@@ -1,11 +1,13 @@
 """Limits as the scripts read them: one row a charge, by scope, packed once."""
 
+import struct
+
 import msgspec
 import pytest
 
 from quotas.calendar import Periods
 from quotas.errors import ReservationRefused
-from quotas.limits import Charge
+from quotas.limits import Charge, Level
 from quotas.store.specs import Specs
 from tests.support.limits import bucket, quota, slots
 
@@ -37,7 +39,9 @@ def test_rows_are_grouped_by_scope_and_order_leads_back():
 
     assert spec.scopes == ["t1", "k1"]
     assert (spec.rows, spec.order) == ([0, 2, 1], [0, 2, 1])
-    assert msgspec.msgpack.decode(spec.amounts(charges)) == [5, 7, 1]
+    assert struct.unpack("<3q", spec.amounts(charges)) == (5, 7, 1)
+    shown = struct.pack("<6q", 1, 10, 2, 20, -3, 30)
+    assert spec.levels(shown) == (Level(1, 10), Level(-3, 30), Level(2, 20))
     assert columns(spec.packed) == [
         ["t1", "k1"],
         [2, 3],
