@@ -19,7 +19,7 @@ from gateway.contract.usage import UsageFold
 from gateway.snapshot import ModelDoc, Principal
 from quotas.charges import settled_as, true_charges
 from quotas.limits import Charge
-from quotas.money import micro
+from quotas.money import decimal, micro
 from quotas.ports import Settlement
 from quotas.pricing import billed_meters, rate, total
 from quotas.record import AttemptEntry, Outcome, UsageRecord
@@ -174,6 +174,23 @@ class Exchange:
         self.status = status
         return True
 
+    def cost_told(self) -> bytes:
+        """What the request costs if it ends now, whole: members of a JSON object, as its owner reads
+        them elsewhere. The ledger's cost of such a record, to the nano.
+        """
+        price = self.price
+        if price is None:
+            return b'"cost":null,"currency":null'
+        settled = settle(
+            self._ending("ok"),
+            tokenized=None,
+            estimate=self.prompt_estimate,
+            tokenized_completion=None,
+            completion_estimate=self.frames,
+        )
+        nano = total(rate(price, settled.usage.meters(), self.operation, self.started_ms))
+        return b'"cost":"%b","currency":"%b"' % (decimal(nano).encode(), price.currency.encode())
+
     def closing(
         self,
         now_s: float,
@@ -187,7 +204,7 @@ class Exchange:
         """
         assert self.outcome is not None
         settled = settle(
-            self._ending(),
+            self._ending(self.outcome),
             tokenized=tokenized,
             estimate=self.prompt_estimate,
             tokenized_completion=tokenized_completion,
@@ -228,11 +245,10 @@ class Exchange:
         )
         return Closing(record, settlement)
 
-    def _ending(self) -> Ending:
-        assert self.outcome is not None
+    def _ending(self, outcome: Outcome) -> Ending:
         fold = self.fold
         return Ending(
-            cause=self.outcome,
+            cause=outcome,
             prompt=fold.prompt,
             completion=fold.completion,
             cached=fold.cached or 0,

@@ -28,6 +28,8 @@ ENGINE_PATHS: dict[Operation, bytes] = {
     "completions": b"/v1/completions",
     "embeddings": b"/v1/embeddings",
 }
+#: A request that is to be told its cost says so; its project may for all.
+USAGE_COST, ASKED = b"x-tf-usage-cost", (b"true", b"1")
 #: [DONE] came; the end of the response must follow, or the connection is not kept.
 TAIL_S = 1.0
 Headers = list[tuple[bytes, bytes]]
@@ -169,6 +171,8 @@ class Forwarder:
             ),
         )
         relay.on_chunk = progress.on_chunk
+        if exchange.principal.project.usage_cost or call.request.header(USAGE_COST) in ASKED:
+            relay.cost_of = exchange.cost_told
         return relay
 
     def _watch(self, call: Call, relay: Relay) -> Watch:

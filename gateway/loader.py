@@ -117,6 +117,7 @@ class Loader:
                     id=_int(row["id"]),
                     tenant_id=_int(row["tenant_id"]),
                     name=str(row["name"]),
+                    usage_cost=bool(row["usage_cost"]),
                     **await _limits(connection, "project", _int(row["id"]), shown),
                 )
             case "key":

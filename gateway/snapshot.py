@@ -42,9 +42,12 @@ class TenantDoc(_Scope, frozen=True, kw_only=True):
 
 
 class ProjectDoc(_Scope, frozen=True, kw_only=True):
+    """``usage_cost``: answers say in ``usage`` what they cost, whether that was asked for or not."""
+
     id: int
     tenant_id: int
     name: str
+    usage_cost: bool = False
 
 
 class SecretDoc(msgspec.Struct, frozen=True, kw_only=True):

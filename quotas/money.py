@@ -59,6 +59,17 @@ def format_amount(nano: int) -> str:
     return f"{'-' if nano < 0 else ''}{whole}.{digits}"
 
 
+def decimal(nano: int) -> str:
+    """The shortest exact decimal text: what a cost looks like in answers.
+
+    >>> decimal(12_500_000), decimal(2_000_000_000)
+    ('0.0125', '2')
+    """
+    sign = "-" if nano < 0 else ""
+    whole, rest = divmod(abs(nano), NANO)
+    return f"{sign}{whole}.{rest:09d}".rstrip("0").rstrip(".")
+
+
 def cost_nano(units: int, nano_per_million: int) -> int:
     """What ``units`` cost in nano-units, rounded half to even.
 

@@ -37,6 +37,9 @@ TEXT = re.compile(
     rb'"(?:content|text|reasoning|reasoning_content|refusal|name|arguments)"\s*:\s*"[^"]'
 )
 MODEL = re.compile(rb'"model"\s*:\s*("[^"\\]*+(?:\\.[^"\\]*+)*+")')
+#: What a caller who asked for it is told of the price, in ``usage``.
+COST_KEYS = ("cost", "currency")
+_COST_KEY = re.compile(rb'"(?:cost|currency)"\s*:')
 #: HTTP's status of an error event that gives none, by the type it names.
 STATUS_OF_TYPE = {
     "invalid_request_error": 400,
@@ -252,6 +255,26 @@ def cut(frame: bytes) -> bytes | None:
         return frame[: before.start()] + frame[end:]
     after = COMMA_AFTER.match(frame, end)
     return frame[:start] + frame[after.end() if after else end :]
+
+
+def tell_cost(frame: bytes, cost: bytes) -> bytes:
+    """The frame, or whole answer, with ``cost`` (members of a JSON object, never empty) at the end of
+    its ``usage``; as it was where it has none.
+
+    An engine that says a cost of its own is another gateway: ours stands in its place.
+    """
+    span = _usage_span(frame)
+    if span is None:
+        return frame
+    usage = frame[span[0] : span[1]]
+    if _COST_KEY.search(usage) is not None:
+        told = dict(_decoded(usage))
+        for name in COST_KEYS:
+            told.pop(name, None)
+        usage = msgspec.json.encode(told)
+    body = usage[:-1].rstrip()
+    comma = b"" if body.endswith(b"{") else b","
+    return b"".join((frame[: span[0]], body, comma, cost, b"}", frame[span[1] :]))
 
 
 def rename(frame: bytes, upstream_model: str, public_model: str) -> bytes:

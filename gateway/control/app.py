@@ -48,6 +48,7 @@ from gateway.store import accounts, catalog, changes, ledger, rollups, usage
 from gateway.store.database import Database
 from gateway.store.reconciliations import read_reports
 from gateway.store.schema import models, pools
+from quotas.money import decimal
 from quotas.statement import StatementWrong
 
 RECORDS_PER_PAGE_MAX = 10_000
@@ -293,7 +294,7 @@ class _Admin:
                         else {
                             "version": price.version,
                             "currency": price.currency,
-                            **{name: ledger.money(nano) for name, nano in price.nano.items()},
+                            **{name: decimal(nano) for name, nano in price.nano.items()},
                         },
                     }
                 )

@@ -17,8 +17,9 @@ from gateway.metering.board import find_slot
 from gateway.metering.incarnation import BOARD, all_folders
 from gateway.metering.slots import SlotImage
 from gateway.store.database import Database
-from gateway.store.ledger import money, timestamp
+from gateway.store.ledger import timestamp
 from gateway.store.usage import find_record
+from quotas.money import decimal
 from quotas.record import AttemptEntry, decode
 
 #: Our id, bare or as engines give it back: ``chatcmpl-<id>``, ``cmpl-<id>``, ``embd-<id>``.
@@ -101,7 +102,7 @@ def _finished(row: dict[str, Any]) -> dict[str, Any]:
             "completion_tokens_details": {"reasoning_tokens": row["reasoning_tokens"]},
         },
         "usage_source": row["source"],
-        "cost": money(row["cost_nano"]) if row["currency"] else None,
+        "cost": decimal(row["cost_nano"]) if row["currency"] else None,
         "currency": row["currency"] or None,
         "attempts": [_attempt(each) for each in record.attempts],
     }

@@ -19,6 +19,7 @@ from gateway.declared.document import (
     KeyPart,
     ModelPart,
     PoolPart,
+    ProjectPart,
     TenantPart,
 )
 from gateway.declared.limits import LimitsPart
@@ -110,9 +111,7 @@ class _Run:
             await self._limits("tenant", tenant_id, tenant.name, tenant.limits)
             for project in tenant.projects:
                 path = f"{tenant.name}/{project.name}"
-                project_id = await self._named(
-                    "projects", projects, path, tenant_id=tenant_id, name=project.name
-                )
+                project_id = await self._project(tenant_id, path, project)
                 await self._limits("project", project_id, path, project.limits)
                 for key in project.keys:
                     await self._key(project_id, f"{path}/{key.name}", key)
@@ -222,6 +221,17 @@ class _Run:
         if changed:
             self._note_change("tenants", part.name)
             self._rows.append(("tenant", tenant_id))
+
+    async def _project(self, tenant_id: int, path: str, part: ProjectPart) -> int:
+        project_id = await self._named(
+            "projects", projects, path, tenant_id=tenant_id, name=part.name
+        )
+        wanted: dict[str, object] = {"usage_cost": int(part.usage_cost or False)}
+        if part.usage_cost is not None and await self._differs(projects, project_id, wanted):
+            await self._set(projects, project_id, **wanted)
+            self._note_change("projects", path)
+            self._rows.append(("project", project_id))
+        return project_id
 
     async def _key(self, project_id: int, path: str, part: KeyPart) -> None:
         if part.models is not None:

@@ -112,6 +112,7 @@ class KeyPart(_Part):
 
 class ProjectPart(_Part):
     name: Name
+    usage_cost: bool | None = None  # None: as it is
     limits: LimitsPart = LimitsPart()
     keys: list[KeyPart] = []
 

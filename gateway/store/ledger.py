@@ -28,7 +28,6 @@ from quotas.pricing import Line, Price, rate, total
 from quotas.record import AttemptEntry, UsageRecord
 from quotas.settlement import unbilled_ms
 
-NANO = 1_000_000_000
 ID_MAX = (1 << 63) - 1
 #: What one request may say and be believed: far above any, far below where sums leave 64 bits.
 TOKENS_MAX = 1 << 40
@@ -224,13 +223,6 @@ def _flaw_of_attempts(record: UsageRecord) -> str:
             if not 0 <= count <= TOKENS_MAX:
                 return "attempts: count"
     return ""
-
-
-def money(nano: int) -> str:
-    """Nano-units as an exact decimal."""
-    sign = "-" if nano < 0 else ""
-    whole, rest = divmod(abs(nano), NANO)
-    return f"{sign}{whole}.{rest:09d}".rstrip("0").rstrip(".")
 
 
 def timestamp(unix_ms: int) -> str:

@@ -71,6 +71,7 @@ projects = _table(
     "projects",
     Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
     Column("name", Text, nullable=False),
+    Column("usage_cost", Integer, nullable=False, server_default="0"),  # 1 = told in answers
     _deleted_at(),
 )
 keys = _table(

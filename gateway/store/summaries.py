@@ -23,9 +23,9 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.database import Database
-from gateway.store.ledger import money
 from gateway.store.rollups import DAY_MS, HOUR_MS, SUMMED
 from gateway.store.schema import keys, models, projects, tenants, usage_days, usage_hours
+from quotas.money import decimal
 
 By = Literal["tenant", "project", "key", "model", "day", "hour"]
 #: In the order in which groups are sorted; a row begins with those that were asked for.
@@ -221,8 +221,8 @@ def _shown(by: Sequence[By], row: Any, names: dict[str, dict[int, str]]) -> dict
     return {
         **shown,
         **sums,
-        "cost": money(cost),
-        "charged": money(charged),
+        "cost": decimal(cost),
+        "charged": decimal(charged),
         "currency": row[len(by)],
     }
 

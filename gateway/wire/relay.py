@@ -26,6 +26,7 @@ from gateway.contract.usage import (
     rename,
     rename_unary,
     status_in,
+    tell_cost,
 )
 from gateway.wire.server import Reply
 from gateway.wire.upstream import Upstream, UpstreamCut
@@ -84,7 +85,8 @@ class Relay:
 
     ``on_commit()``: no other endpoint from here on; ``on_counts()``: the fold changed, and the bytes
     that carry the counts are not yet handed to the client's socket; ``on_chunk(events)``: they are,
-    with so many events of the model's (0: comments alone). ``headers`` are the client's answer's,
+    with so many events of the model's (0: comments alone); ``cost_of()``, where it is set: what the
+    final counts cost, to be told in ``usage``. ``headers`` are the client's answer's,
     content type apart; ``release`` takes the connection back; ``error_of(status, body)`` puts an
     engine's error into words that a caller may read.
     """
@@ -109,6 +111,7 @@ class Relay:
         "_upstream",
         "_usage_kept",
         "committed",
+        "cost_of",
         "on_chunk",
         "outcome",
     )
@@ -138,6 +141,7 @@ class Relay:
         self._on_commit = on_commit
         self._on_counts = on_counts
         self.on_chunk: Callable[[int], None] = _ignore
+        self.cost_of: Callable[[], bytes] | None = None
         self._release = release
         self._error_of = error_of
         self._upstream: Upstream | None = None
@@ -296,6 +300,8 @@ class Relay:
             edited: bytes | None = frame
             if seen and kept != "all" and not (kept == "final" and seen.final):
                 edited = cut(frame)
+            elif seen and self.cost_of is not None and seen.final:
+                edited = tell_cost(frame, self.cost_of())
             if edited is not None:
                 out.append(rename(edited, *names) if names else edited)
         if not self.committed:
@@ -399,6 +405,8 @@ class Relay:
             self._end_badly(UpstreamError())
             return
         self._on_counts()
+        if self.cost_of is not None:
+            body = tell_cost(body, self.cost_of())
         if self._names:
             body = rename_unary(body, *self._names)
         self._reply.send(200, [*JSON_HEADERS, *self._headers_out], body)

@@ -12,6 +12,7 @@ import yaml
 
 from tests.flows.conftest import EngineThread
 from tests.support.gateway import Gateway, running
+from tests.support.until import wait_until
 
 PAGE = (Path(__file__).parents[2] / "docs" / "billing.md").read_text()
 #: Heading of the example -> the tenant that follows it.
@@ -94,6 +95,7 @@ def books(tmp_path_factory):
     shared, _ = blocks("Publishers")
     contracts = {tenant: blocks(heading)[0] for heading, tenant in EXAMPLES.items()}
     contracts["shared"] = {"contract": {"kind": "payg"}}
+    contracts["told"] = {}
     upstream = {"upstream": "demo-model", "pool": "pool"}
     document = {
         "pools": [{"name": "pool", "endpoints": [{"url": engine.url}]}],
@@ -168,3 +170,49 @@ def test_a_model_without_a_price_is_refused_to_those_who_pay_and_free_to_others(
 
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "model_not_priced")
     assert books.ask("free", "unpriced").status_code == 200
+
+
+def test_an_answer_says_its_cost_where_that_is_asked_for_and_the_ledger_says_the_same(books):
+    def ask(headers, **more):
+        body = {"model": "llama", "prompt": PROMPT, "max_tokens": 7, **more}
+        said = books.api.post(
+            "/completions",
+            json=body,
+            headers={"authorization": f"Bearer {books.keys['told']}", **headers},
+        )
+        if more.get("stream"):
+            (usage,) = (
+                json.loads(line[6:])["usage"]
+                for line in said.text.splitlines()
+                if line.startswith("data: {") and '"choices":[]' in line
+            )
+        else:
+            usage = said.json()["usage"]
+        key = {"authorization": f"Bearer {books.keys['told']}"}
+        found = books.api.get(
+            "/generation", params={"id": said.headers["x-request-id"]}, headers=key
+        ).json()
+        return usage, found
+
+    streamed = {"stream": True, "stream_options": {"include_usage": True}}
+    for more in ({}, {"n": 2}, streamed):
+        usage, found = ask({"x-tf-usage-cost": "true"}, **more)
+        nano = 1_000 * usage["prompt_tokens"] + 4_000 * usage["completion_tokens"]
+        assert (usage["cost"], usage["currency"]) == (_nano(nano), "USD")
+        assert usage["cost"] == found["cost"]
+        assert usage["completion_tokens"] == found["usage"]["completion_tokens"]
+        usage, _ = ask({}, **more)
+        assert "cost" not in usage
+    usage, _ = ask({"x-tf-usage-cost": "true"}, model="unpriced")
+    assert (usage["cost"], usage["currency"]) == (None, None)
+
+
+def test_a_project_may_have_every_answer_say_its_cost(books):
+    switch = {"name": "p", "usage_cost": True}
+    books.gateway.apply({"tenants": [{"name": "told", "projects": [switch]}]})
+    wait_until(lambda: "cost" in books.ask("told", tokens=3).json()["usage"])
+    books.gateway.apply({"tenants": [{"name": "told", "projects": [{"name": "p"}]}]})
+    assert "cost" in books.ask("told", tokens=3).json()["usage"]
+    switch["usage_cost"] = False
+    books.gateway.apply({"tenants": [{"name": "told", "projects": [switch]}]})
+    wait_until(lambda: "cost" not in books.ask("told", tokens=3).json()["usage"])

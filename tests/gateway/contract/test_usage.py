@@ -16,6 +16,7 @@ from gateway.contract.usage import (
     fold_unary,
     rename,
     rename_unary,
+    tell_cost,
 )
 
 CONTINUOUS = {
@@ -426,3 +427,23 @@ def test_a_hostile_megabyte_takes_linear_time(frame):
     fold_unary(fold, frame)
 
     assert time.process_time() - began < 1
+
+
+COST = b'"cost":"0.01","currency":"USD"'
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'{"a":1,"usage":{"x":1}}', b'{"a":1,"usage":{"x":1,%b}}'),
+        (b'{"usage": {"x": {"y": 2} } ,"b":2}', b'{"usage": {"x": {"y": 2},%b} ,"b":2}'),
+        (b'{"usage":{}}', b'{"usage":{%b}}'),
+        (b'{"usage":{ }}', b'{"usage":{%b}}'),
+        (b'{"usage":{"cost":5,"x":1}}', b'{"usage":{"x":1,%b}}'),
+        (b'{"usage":null}', b'{"usage":null}'),
+        (b'{"t":"\\"usage\\":{}"}', b'{"t":"\\"usage\\":{}"}'),
+        (b'data: {"choices":[],"usage":{"x":1}}\n\n', b'data: {"choices":[],"usage":{"x":1,%b}}\n\n'),
+    ],
+)  # fmt: skip
+def test_a_cost_is_told_at_the_end_of_usage_and_nowhere_else(before, after):
+    assert tell_cost(before, COST) == after.replace(b"%b", COST)

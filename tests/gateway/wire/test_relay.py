@@ -673,3 +673,17 @@ async def test_the_short_way_and_the_long_way_say_the_same(wire):
     assert bodies[0] == bodies[1]
     assert one.outcome == other.outcome
     assert (one.fold.prompt, one.fold.completion) == (other.fold.prompt, other.fold.completion)
+
+
+async def test_only_the_final_usage_says_the_cost_and_only_where_usage_is_kept():
+    running = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}],"usage":{"prompt_tokens":1,"total_tokens":2,"completion_tokens":1}}\n\n'
+    final = b'data: {"choices":[],"usage":{"prompt_tokens":1,"total_tokens":2,"completion_tokens":1}}\n\n'
+
+    def told(kept):
+        bench = Bench(kept=kept)
+        bench.relay.cost_of = lambda: b'"cost":"%d"' % bench.fold.completion
+        return bench.feed(SSE, *(chunked(each) for each in (running, final, DONE)), END).body
+
+    assert told("final").count(b'"cost"') == 1
+    assert told("all") == running + final.replace(b"1}}", b'1,"cost":"1"}}') + DONE
+    assert b"cost" not in told("none")
