@@ -105,7 +105,7 @@ class Forwarder:
                 outcome = await relay.outcome
             finally:
                 watch.cancel()
-                call.relay = None
+                progress.watch = call.relay = None  # no ring: what is over is freed at once
             if relay.attached:
                 self._wheel.add(TAIL_S, relay.drop)
             if isinstance(outcome, Failed):

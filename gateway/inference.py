@@ -176,6 +176,7 @@ class Inference:
             failure = await self._attempts(call, call.exchange, slot, intent, headers)
         finally:
             del self.running[call.request_id]
+            call.reply.forget()
             self._close(call, call.exchange, slot)
         if failure is not None:
             raise failure

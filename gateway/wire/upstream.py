@@ -284,6 +284,7 @@ class Upstream(asyncio.Protocol):
 
     def _finish(self) -> None:
         self._at_chunk = False
+        self._taker = None
         receiver, self._receiver = self._receiver, None
         if self._beyond or not self._keep or self.transport.get_write_buffer_size():
             self.alive = False
@@ -294,6 +295,7 @@ class Upstream(asyncio.Protocol):
 
     def _cut(self, reason: str) -> None:
         self._at_chunk = False
+        self._taker = None
         receiver, self._receiver = self._receiver, None
         self.alive = False
         self.transport.abort()

@@ -1,6 +1,7 @@
 """One forward to one endpoint: what the engine sees, what the slot says first, how it may fail."""
 
 import asyncio
+import gc
 import json
 import secrets
 
@@ -16,8 +17,9 @@ from gateway.snapshot import ModelDoc, Snapshot, Timeouts
 from gateway.telemetry.counters import Counters
 from gateway.telemetry.tracing import context_from
 from gateway.wire.deadlines import Wheel
-from gateway.wire.relay import Ended, Failed
+from gateway.wire.relay import Ended, Failed, Relay
 from gateway.wire.reply import Reply
+from gateway.wire.watch import Watch
 from quotas.estimate import Plan
 from routing.topology import Pool
 from tests.support.calls import REQUEST_ID, exchange, request
@@ -183,6 +185,24 @@ async def test_the_answer_has_our_headers_and_the_public_name(start_engine, benc
     assert b"server" not in head
     assert call.exchange.state is State.COMMITTED
     assert call.exchange.fold.completion == 3
+
+
+@pytest.mark.parametrize("body", [BODY, STREAMED])
+async def test_what_an_attempt_was_made_of_is_freed_as_it_ends(start_engine, bench, body):
+    engine = await start_engine(token_ms=0)
+    made = bench(engine.url)
+    call = made.call(body)
+    gc.collect()
+    gc.disable()
+    try:
+        assert await made.attempt(call) == Ended("finished")
+        call.reply.forget()
+        await until(lambda: made.engines.get(made.endpoint).pool.idle)
+        left = [each for each in gc.get_objects() if isinstance(each, (Relay, Watch))]
+    finally:
+        gc.enable()
+
+    assert left == []
 
 
 async def test_the_slot_says_where_it_goes_before_the_first_byte_goes_there(bench):
