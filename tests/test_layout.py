@@ -105,6 +105,7 @@ PROVEN_ELSEWHERE = {
     # values, proven by the rules that use them
     "quotas.errors": "quotas/store/test_store_conformance.py",
     "quotas.store.cells": "quotas/store/test_store_conformance.py",
+    "quotas.store.moves": "quotas/store/test_store_conformance.py quotas/store/test_store_money.py",
     "quotas.ports": "quotas/store/test_store_conformance.py",
     "quotas.record": "gateway/metering/test_shipper.py",
     "quotas.usage": "quotas/test_pricing.py quotas/test_settlement.py",

@@ -1,21 +1,17 @@
-"""The levels of one tag in this process, found once for each list of limits that is charged.
+"""Levels in this process: a cell is one level with the limit it was last charged under.
 
-A cell is one level with the limit it was last charged under. A plan is what a list of limits comes
-to: its cells, in order, checked once; requests of a key bring the same limits again and again. Not
-here: what is done with them (``quotas.store.memory``), the arithmetic (``quotas.buckets``,
-``quotas.tallies``).
+Not here: which cells a request charges (``quotas.store.plans``), what is done with them
+(``quotas.store.memory``), the arithmetic (``quotas.buckets``, ``quotas.tallies``).
 """
 
-from collections.abc import Sequence
-from operator import attrgetter
-
 from quotas.buckets import NEVER, TICKS, UNTOUCHED_MS, Bucket, fits, shown, wait_ms
-from quotas.limits import Charge, Level, Limit, Verdict
-from quotas.reservation import Identity, State, check_limits, identity
-from quotas.tallies import GUESS_MS, Look, Purse, Tally
+from quotas.limits import Algorithm, Charge, Gauge, Holder, Level, Limit
+from quotas.reservation import LEASE_MS
+from quotas.tallies import GUESS_MS, Look, Purse, Tally, period_now
 
-#: Plans a tag remembers: a key, or a key and a model, has one.
-PLANS_KEPT = 4_096
+#: The name of the one process there is, as ``inspect`` shows who holds.
+OWNER = "this process"
+ALL = "all"
 
 
 class Rate(Bucket):
@@ -99,7 +95,7 @@ class Balance(Purse):
 
 
 Cell = Rate | Slots | Quota | Balance
-_CELLS: dict[str, type[Rate] | type[Slots] | type[Quota] | type[Balance]] = {
+_KINDS: dict[Algorithm, type[Rate] | type[Slots] | type[Quota] | type[Balance]] = {
     "bucket": Rate,
     "concurrency": Slots,
     "quota": Quota,
@@ -107,98 +103,54 @@ _CELLS: dict[str, type[Rate] | type[Slots] | type[Quota] | type[Balance]] = {
 }
 
 
-#: A place in the list, its cell by kind, its limit.
-Step = tuple[int, Rate | None, Slots | None, Limit]
-_NONE = Level(0, 0)
-_limit_of = attrgetter("limit")
+def cell_of(limit: Limit) -> Cell:
+    """An untouched level."""
+    return _KINDS[limit.algorithm](limit)
 
 
-def key_of(charges: Sequence[Charge]) -> tuple[int, ...]:
-    """What knows a list of limits again while they live. Walked by C: it runs twice a request."""
-    return tuple(map(id, map(_limit_of, charges)))
+def adopt(cell: Cell, limit: Limit, now_ms: int) -> None:
+    if isinstance(cell, Rate):
+        cell.adopt(limit, now_ms)
+    else:
+        cell.limit = limit
 
 
-class Plan:
-    """``plain``: buckets and concurrency that are enforced, which most lists are; they are walked
-    by ``steps``, which ask no cell what it is. ``blank``: levels to be filled in.
-    """
-
-    __slots__ = ("blank", "cells", "key", "limits", "plain", "steps")
-
-    def __init__(self, key: tuple[int, ...], limits: tuple[Limit, ...], cells: list[Cell]) -> None:
-        self.key = key
-        self.limits = limits  # also keeps the ids in ``key`` theirs
-        self.cells = cells
-        self.plain = all(
-            limit.algorithm in ("bucket", "concurrency") and not limit.shadow for limit in limits
-        )
-        self.steps: tuple[Step, ...] = tuple(
-            (
-                index,
-                cell if isinstance(cell, Rate) else None,
-                cell if isinstance(cell, Slots) else None,
-                limit,
-            )
-            for index, (cell, limit) in enumerate(zip(cells, limits, strict=True))
-        )
-        self.blank = (_NONE,) * len(limits)
+def look(cell: Cell, charge: Charge, now_ms: int) -> Look:
+    """What a charge would get of its level."""
+    if isinstance(cell, Rate):
+        return cell.look(charge, now_ms)
+    if isinstance(cell, Slots):
+        return cell.look(charge)
+    if isinstance(cell, Quota):
+        return cell.look(charge.limit, charge.amount, charge.periods, now_ms)
+    return cell.look(charge.limit, charge.amount)
 
 
-class Reservation:
-    """Mutable: ``state`` moves along ``quotas.reservation.TABLE``.
-
-    ``taken``: each charge's part: "" = nothing (a shadow limit would have refused), a quota's
-    period, else "all"; None where it is "all" throughout. An ended one keeps state and verdict; one
-    without a verdict was never admitted here. ``early``: what it took of money not seeded by then.
-    """
-
-    __slots__ = ("amounts", "deadline_ms", "early", "plan", "state", "taken", "verdict")
-
-    def __init__(
-        self,
-        state: State,
-        verdict: Verdict | None = None,
-        plan: Plan | None = None,
-        amounts: Sequence[int] = (),
-        taken: Sequence[str] | None = None,
-        deadline_ms: int = 0,
-    ) -> None:
-        self.state = state
-        self.verdict = verdict
-        self.plan = plan
-        self.amounts = amounts
-        self.taken = taken
-        self.deadline_ms = deadline_ms
-        self.early: list[tuple[Cell, str, int]] = []
+def take(cell: Cell, charge: Charge, now_ms: int) -> str:
+    """Take a charge whatever the level says; what to keep of it in a reservation's ``taken``."""
+    amount = charge.amount
+    if isinstance(cell, Rate):
+        if amount:
+            cell.take(amount, now_ms)
+        return ALL
+    if isinstance(cell, Quota):
+        period_id, _ = period_now(charge.periods, now_ms)
+        if period_id and amount:
+            cell.begin(period_id).held += amount
+        return period_id
+    cell.held += amount
+    return ALL
 
 
-class Tag:
-    """What one tenant's keys would be in Redis."""
-
-    __slots__ = ("_cells", "_plans", "ended", "open")
-
-    def __init__(self) -> None:
-        self._cells: dict[Identity, Cell] = {}
-        self.open: dict[str, Reservation] = {}
-        self.ended: dict[str, Reservation] = {}
-        self._plans: dict[tuple[int, ...], Plan] = {}
-
-    def plan(self, charges: Sequence[Charge]) -> Plan:
-        """Raises ``ReservationRefused`` where a level is named twice."""
-        key = key_of(charges)
-        return self._plans.get(key) or self._make(key, charges)
-
-    def cell(self, limit: Limit) -> Cell:
-        name = identity(limit)
-        cell = self._cells.get(name)
-        if cell is None:
-            cell = self._cells[name] = _CELLS[limit.algorithm](limit)
-        return cell
-
-    def _make(self, key: tuple[int, ...], charges: Sequence[Charge]) -> Plan:
-        limits = tuple([charge.limit for charge in charges])
-        check_limits(limits)
-        if len(self._plans) >= PLANS_KEPT:
-            self._plans.clear()
-        plan = self._plans[key] = Plan(key, limits, [self.cell(limit) for limit in limits])
-        return plan
+def gauge(cell: Cell, charge: Charge, level: Level, now_ms: int) -> Gauge:
+    """A level as ``inspect`` shows it."""
+    if isinstance(cell, Balance):
+        return Gauge(0, cell.held, cell.level if cell.seeded else None)
+    if isinstance(cell, Quota):
+        period_id, _ = period_now(charge.periods, now_ms)
+        slot = cell.find(period_id) if period_id else None
+        return Gauge(slot.used, slot.held) if slot else Gauge(0)
+    if isinstance(cell, Slots):
+        holders = (Holder(OWNER, cell.held, LEASE_MS),) if cell.held else ()
+        return Gauge(cell.held, holders=holders)
+    return Gauge(charge.limit.capacity - level.remaining)

@@ -3,10 +3,8 @@
 The same rules as the Lua scripts, on the pure parts (``quotas.buckets``, ``quotas.tallies``,
 ``quotas.reservation``); nothing is awaited and ``done`` runs before the call returns. What it knows
 dies with the process: the next one is another epoch. Levels are kept for every limit ever charged,
-some 300 bytes each.
-
-Longer than its neighbours where it is the hot path: lists of plain limits are taken, and settled, in
-one loop each; everything else, refusals included, goes the general way, which says what happens.
+some 300 bytes each. Not here: levels (``quotas.store.cells``), the hot path
+(``quotas.store.plain``), what an ending does to levels (``quotas.store.moves``).
 """
 
 import secrets
@@ -14,12 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from quotas.buckets import NEVER, TICKS, UNTOUCHED_MS
+from quotas.buckets import NEVER
 from quotas.errors import ReservationRefused
-from quotas.limits import Charge, Gauge, Holder, Inspection, Level, Limit, Reason, Verdict
+from quotas.limits import Charge, Inspection, Limit, Reason, Verdict
 from quotas.ports import Seed, Settlement
 from quotas.reservation import (
-    LEASE_MS,
     State,
     Step,
     after,
@@ -28,25 +25,16 @@ from quotas.reservation import (
     check_periods,
     true_amounts,
 )
-from quotas.store.cells import (
-    Balance,
-    Cell,
-    Plan,
-    Quota,
-    Rate,
-    Reservation,
-    Slots,
-    Tag,
-    key_of,
-)
-from quotas.tallies import Look, Slot, period_now
+from quotas.store import moves
+from quotas.store.cells import Balance, Cell, Quota, Rate, adopt, gauge, look, take
+from quotas.store.plain import settle_plain, take_plain
+from quotas.store.plans import Plan, Reservation, Tag
+from quotas.tallies import Look, period_now
 
 #: Ended reservations remembered, to answer a repeated reserve: the newest of all tags.
 ENDED_KEPT = 65_536
 #: Held reservations are looked through for forgotten ones once every so many reserves.
 SWEEP_EVERY = 4_096
-ALL = "all"
-OWNER = "this process"
 
 
 def monotonic_ms() -> int:
@@ -79,23 +67,23 @@ class MemoryStore:
             if known.verdict is None:
                 raise ReservationRefused("the id was ended before it was reserved")
             return known.verdict
-        amounts = [charge.amount for charge in charges]
-        check_amounts(amounts)
-        plan = kept.plan(charges)
+        plan = kept.known_plan(charges)
         now_ms = self._now_ms()
-        levels = _take_plain(plan, amounts, now_ms) if plan.plain else None
-        if levels is not None:
+        if plan is not None and (levels := take_plain(plan, charges, now_ms)) is not None:
             verdict, taken = Verdict(True, levels, self._epoch), None  # noqa: FBT003  hot path
         else:
+            check_amounts([charge.amount for charge in charges])
             check_periods(charges)
+            plan = kept.plan(charges)
             verdict, taken = self._take(plan, charges, now_ms)
-        if verdict.admitted:
-            kept.open[reservation_id] = Reservation(
-                State.HELD, verdict, plan, amounts, taken, now_ms + ttl_s * 1000
-            )
-            self._until_sweep -= 1
-            if self._until_sweep <= 0:
-                self._sweep(now_ms)
+            if not verdict.admitted:
+                return verdict
+        kept.open[reservation_id] = Reservation(
+            State.HELD, verdict, plan, charges, taken, now_ms + ttl_s * 1000
+        )
+        self._until_sweep -= 1
+        if self._until_sweep <= 0:
+            self._sweep(now_ms)
         return verdict
 
     async def inspect(self, tag: str, charges: Sequence[Charge]) -> Inspection:
@@ -111,7 +99,7 @@ class MemoryStore:
         verdict, _ = self._judge(cells, charges, now_ms)
         gauges = tuple(
             [
-                _gauge(cell, charge, level, now_ms)
+                gauge(cell, charge, level, now_ms)
                 for cell, charge, level in zip(cells, charges, verdict.levels, strict=True)
             ]
         )
@@ -120,21 +108,10 @@ class MemoryStore:
     # -- endings -----------------------------------------------------------------------------
 
     def settle(self, settlement: Settlement, done: Callable[[], None] | None = None) -> None:
-        kept = self._tag(settlement.tag)
+        kept = self._tags.get(settlement.tag) or self._tag(settlement.tag)
         known = kept.open.get(settlement.reservation_id)
         if known is not None:
-            plan = known.plan
-            assert plan is not None
-            charged = settlement.charged
-            if key_of(charged) == plan.key:
-                actual = [charge.amount for charge in charged]
-            else:
-                actual = true_amounts(plan.limits, known.amounts, charged)
-            now_ms = self._now_ms()
-            if plan.plain and known.state is State.HELD:
-                _settle_plain(plan, known.amounts, actual, now_ms)
-            else:
-                _move(known, actual, now_ms)
+            self._settle(known, settlement.charged)
             self._end(kept, settlement.reservation_id, known, State.SETTLED)
         else:
             ended = kept.ended.get(settlement.reservation_id)
@@ -146,13 +123,25 @@ class MemoryStore:
         if done is not None:
             done()
 
+    def _settle(self, known: Reservation, charged: Sequence[Charge]) -> None:
+        plan, now_ms = known.plan, self._now_ms()
+        assert plan is not None
+        if [charge.limit for charge in charged] != plan.limits:
+            actual = true_amounts(plan.limits, known.amounts(), charged)
+        elif plan.plain and known.state is State.HELD:
+            settle_plain(plan, known.charges, charged, now_ms)
+            return
+        else:
+            actual = [charge.amount for charge in charged]
+        moves.move(known, actual, now_ms)
+
     def release(
         self, tag: str, reservation_id: str, done: Callable[[], None] | None = None
     ) -> None:
         kept = self._tag(tag)
         known = kept.open.get(reservation_id)
         if known is not None:
-            _move(known, [0] * len(known.amounts), self._now_ms())
+            moves.move(known, [0] * len(known.charges), self._now_ms())
             self._end(kept, reservation_id, known, State.RELEASED)
         elif reservation_id not in kept.ended:
             self._end(kept, reservation_id, Reservation(State.TOMBSTONE), State.TOMBSTONE)
@@ -162,7 +151,7 @@ class MemoryStore:
     def expire(self, tag: str, reservation_id: str) -> None:
         known = self._tag(tag).open.get(reservation_id)
         if known is not None and after(known.state, Step.EXPIRE) is State.EXPIRED:
-            _free(known)
+            moves.free(known)
             known.state = State.EXPIRED
 
     # -- rebuilding --------------------------------------------------------------------------
@@ -176,15 +165,17 @@ class MemoryStore:
         if epoch != self._epoch:
             return False
         kept = self._tag(tag)
-        fresh = [cell for each in seeds if (cell := _seed(kept.cell(each.limit), each)) is not None]
+        fresh = [
+            cell for each in seeds if (cell := moves.seed(kept.cell(each.limit), each)) is not None
+        ]
         for reservation_id in counted if fresh else ():
             known = kept.open.get(reservation_id) or kept.ended.get(reservation_id)
             if known is None:
                 kept.ended[reservation_id] = Reservation(State.COUNTED)
             elif known.state in (State.HELD, State.EXPIRED):
-                _forget_money(known, fresh)
+                moves.forget_money(known, fresh)
             else:
-                _give_back(known, fresh)
+                moves.give_back(known, fresh)
         return True
 
     async def adjust(
@@ -206,8 +197,7 @@ class MemoryStore:
     async def rehold(
         self, tag: str, reservation_id: str, epoch: str, charges: Sequence[Charge], ttl_s: int
     ) -> bool:
-        amounts = [charge.amount for charge in charges]
-        check_amounts(amounts)
+        check_amounts([charge.amount for charge in charges])
         check_periods(charges)
         kept = self._tag(tag)
         if epoch != self._epoch or reservation_id in kept.ended:
@@ -218,18 +208,17 @@ class MemoryStore:
         now_ms = self._now_ms()
         seen, _ = self._judge(plan.cells, charges, now_ms)
         taken = [
-            _take_one(cell, charge, now_ms)
-            for cell, charge in zip(plan.cells, charges, strict=True)
+            take(cell, charge, now_ms) for cell, charge in zip(plan.cells, charges, strict=True)
         ]
         levels = [
-            level if charge.amount == 0 else _look(cell, charge, now_ms)[0]
+            level if charge.amount == 0 else look(cell, charge, now_ms)[0]
             for cell, charge, level in zip(plan.cells, charges, seen.levels, strict=True)
         ]
         kept.open[reservation_id] = Reservation(
             State.HELD,
             Verdict(True, tuple(levels), self._epoch),  # noqa: FBT003
             plan,
-            amounts,
+            charges,
             taken,
             now_ms + ttl_s * 1000,
         )
@@ -280,8 +269,8 @@ class MemoryStore:
         skipped: list[int] = []
         looks: list[Look] = []
         for cell, charge in zip(cells, charges, strict=True):
-            _adopt(cell, charge.limit, now_ms)
-            looks.append(_look(cell, charge, now_ms))
+            adopt(cell, charge.limit, now_ms)
+            looks.append(look(cell, charge, now_ms))
         for index in by_scope([charge.limit for charge in charges]):
             _, wait, reason = looks[index]
             if wait == 0:
@@ -308,9 +297,9 @@ class MemoryStore:
                 taken.append("")
                 levels.append(seen.levels[index])
                 continue
-            taken.append(_take_one(cell, charge, now_ms))
+            taken.append(take(cell, charge, now_ms))
             level = seen.levels[index]
-            levels.append(_look(cell, charge, now_ms)[0] if charge.amount else level)
+            levels.append(look(cell, charge, now_ms)[0] if charge.amount else level)
         return (
             Verdict(True, tuple(levels), self._epoch, shadowed=seen.shadowed),  # noqa: FBT003
             taken,
@@ -343,7 +332,7 @@ class MemoryStore:
     def _end(self, kept: Tag, reservation_id: str, ended: Reservation, state: State) -> None:
         """Remember an ended reservation among the newest; forget the oldest beyond the ring."""
         ended.state = state
-        ended.plan, ended.amounts, ended.taken = None, (), None
+        ended.plan, ended.charges, ended.taken = None, (), None
         kept.open.pop(reservation_id, None)
         kept.ended[reservation_id] = ended
         self._ended.append((kept, reservation_id))
@@ -357,211 +346,4 @@ class MemoryStore:
         for kept in self._tags.values():
             late = [name for name, each in kept.open.items() if each.deadline_ms <= now_ms]
             for name in late:
-                _lapse(kept.open.pop(name), now_ms)
-
-
-def _take_plain(plan: Plan, amounts: list[int], now_ms: int) -> tuple[Level, ...] | None:
-    """Take everything and show what is left; None, with nothing taken, where something refuses."""
-    levels = [*plan.blank]
-    untouched: list[Rate] = []
-    for index, rate, slots, limit in plan.steps:
-        amount = amounts[index]
-        if rate is not None:
-            if rate.limit is not limit:
-                rate.adopt(limit, now_ms)
-            elapsed = now_ms - rate.at_ms
-            level = rate.level
-            full = rate.full
-            if elapsed > 0:
-                level += elapsed * rate.per_minute
-                if level >= full:
-                    level = full
-                    if rate.at_ms < 0:
-                        untouched.append(rate)
-            elif elapsed:
-                rate.at_ms = now_ms
-            if amount:
-                need = amount * TICKS
-                if level < need:
-                    break
-                rate.level = level = level - need
-                rate.at_ms = now_ms
-            if level < full and rate.per_minute:
-                levels[index] = Level(level // TICKS, -((level - full) // rate.per_minute))
-            else:
-                levels[index] = Level(level // TICKS, 0)
-        elif slots is not None:
-            slots.limit = limit
-            held = slots.held + amount
-            left = limit.capacity - held
-            if amount:
-                if left < 0:
-                    break
-                slots.held = held
-            levels[index] = Level(left, 0)
-    else:
-        return tuple(levels)
-    for taken, rate, slots, _ in plan.steps[:index]:
-        if rate is not None:
-            rate.level += amounts[taken] * TICKS
-        elif slots is not None:
-            slots.held -= amounts[taken]
-    for cell in untouched:
-        cell.level, cell.at_ms = cell.full, UNTOUCHED_MS
-    return None
-
-
-def _settle_plain(plan: Plan, reserved: Sequence[int], actual: Sequence[int], now_ms: int) -> None:
-    """True amounts in place of the reserved ones, of a list that was taken whole and still holds."""
-    for index, rate, slots, _ in plan.steps:
-        held, used = reserved[index], actual[index]
-        if rate is not None:
-            if held != used:
-                elapsed = now_ms - rate.at_ms
-                level = rate.level
-                full = rate.full
-                if elapsed > 0:
-                    level += elapsed * rate.per_minute
-                    level = min(level, full)
-                level += (held - used) * TICKS
-                rate.level = min(level, full)
-                rate.at_ms = now_ms
-        elif held and slots is not None:
-            slots.held = max(0, slots.held - held)
-
-
-def _adopt(cell: Cell, limit: Limit, now_ms: int) -> None:
-    if isinstance(cell, Rate):
-        cell.adopt(limit, now_ms)
-    else:
-        cell.limit = limit
-
-
-def _look(cell: Cell, charge: Charge, now_ms: int) -> Look:
-    if isinstance(cell, Rate):
-        return cell.look(charge, now_ms)
-    if isinstance(cell, Slots):
-        return cell.look(charge)
-    if isinstance(cell, Quota):
-        return cell.look(charge.limit, charge.amount, charge.periods, now_ms)
-    return cell.look(charge.limit, charge.amount)
-
-
-def _take_one(cell: Cell, charge: Charge, now_ms: int) -> str:
-    """Take a charge whatever the level says; what to keep of it in ``Reservation.taken``."""
-    amount = charge.amount
-    if isinstance(cell, Rate):
-        if amount:
-            cell.take(amount, now_ms)
-        return ALL
-    if isinstance(cell, Quota):
-        period_id, _ = period_now(charge.periods, now_ms)
-        if period_id and amount:
-            cell.begin(period_id).held += amount
-        return period_id
-    cell.held += amount
-    return ALL
-
-
-def _move(known: Reservation, actual: Sequence[int], now_ms: int) -> None:
-    """What was reserved is no longer held, the true amounts are used."""
-    plan = known.plan
-    assert plan is not None
-    taken = known.taken or [ALL] * len(plan.cells)
-    for cell, reserved, used, part in zip(plan.cells, known.amounts, actual, taken, strict=True):
-        if not part:
-            continue
-        if isinstance(cell, Rate):
-            if reserved != used:
-                cell.add(reserved - used, now_ms)
-        elif isinstance(cell, Slots):
-            if known.state is State.HELD:
-                cell.held = max(0, cell.held - reserved)
-        elif isinstance(cell, Quota):
-            slot = cell.find(part) or (None if reserved else cell.begin(part))
-            if slot is None:
-                continue  # the period is long over
-            slot.used += used
-            slot.held = max(0, slot.held - reserved)
-            if cell.limit.dimension == "money" and not cell.seeded:
-                known.early.append((cell, part, used))
-        else:
-            cell.level -= used
-            cell.held = max(0, cell.held - reserved)
-            if not cell.seeded:
-                known.early.append((cell, "", used))
-
-
-def _free(known: Reservation) -> None:
-    plan = known.plan
-    assert plan is not None
-    for cell, reserved in zip(plan.cells, known.amounts, strict=True):
-        if isinstance(cell, Slots):
-            cell.held = max(0, cell.held - reserved)
-
-
-def _lapse(known: Reservation, now_ms: int) -> None:
-    """Nobody ended it in its time: no refund of what was not proven unused; money is SQL's to say."""
-    plan = known.plan
-    assert plan is not None
-    limits = plan.limits
-    used = [
-        0 if limit.dimension == "money" and limit.algorithm != "bucket" else amount
-        for limit, amount in zip(limits, known.amounts, strict=True)
-    ]
-    _move(known, used, now_ms)
-
-
-def _seed(cell: Cell, seed: Seed) -> Cell | None:
-    """The cell, where it holds money that was not seeded before."""
-    if isinstance(cell, Balance) and not cell.seeded:
-        cell.level += seed.level
-        cell.seeded = True
-        return cell
-    if isinstance(cell, Quota) and not cell.seeded:
-        money = seed.limit.dimension == "money"
-        slot = cell.begin(seed.period_id)
-        slot.used = slot.used + seed.level if money else seed.level
-        cell.seeded = True
-        return cell if money else None
-    return None
-
-
-def _forget_money(known: Reservation, fresh: Sequence[Cell]) -> None:
-    """SQL has counted what an open reservation will settle: its money is no longer held."""
-    plan = known.plan
-    assert plan is not None
-    taken = list(known.taken or [ALL] * len(plan.cells))
-    for index, cell in enumerate(plan.cells):
-        if not taken[index] or not any(cell is each for each in fresh):
-            continue
-        holder = cell.find(taken[index]) if isinstance(cell, Quota) else cell
-        if isinstance(holder, Balance | Slot):
-            holder.held = max(0, holder.held - known.amounts[index])
-        taken[index] = ""
-    known.taken = taken
-
-
-def _give_back(known: Reservation, fresh: Sequence[Cell]) -> None:
-    """SQL has counted what an ended reservation took before the seed."""
-    for cell, period_id, amount in known.early:
-        if not any(cell is each for each in fresh):
-            continue
-        if isinstance(cell, Balance):
-            cell.level += amount
-        elif isinstance(cell, Quota):
-            cell.begin(period_id).used -= amount
-    known.early = []
-
-
-def _gauge(cell: Cell, charge: Charge, level: Level, now_ms: int) -> Gauge:
-    if isinstance(cell, Balance):
-        return Gauge(0, cell.held, cell.level if cell.seeded else None)
-    if isinstance(cell, Quota):
-        period_id, _ = period_now(charge.periods, now_ms)
-        slot = cell.find(period_id) if period_id else None
-        return Gauge(slot.used, slot.held) if slot else Gauge(0)
-    if isinstance(cell, Slots):
-        holders = (Holder(OWNER, cell.held, LEASE_MS),) if cell.held else ()
-        return Gauge(cell.held, holders=holders)
-    return Gauge(charge.limit.capacity - level.remaining)
+                moves.lapse(kept.open.pop(name), now_ms)

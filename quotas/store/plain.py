@@ -1,0 +1,102 @@
+"""The hot path of the in-process store: lists of plain limits, taken and settled in one loop each.
+
+Plain are buckets and concurrency that are enforced. The same arithmetic as the cells' own methods,
+written out: a call a row would cost twice the time. Everything else, refusals and changed limits
+included, goes the general way (``quotas.store.memory``), which says what happens.
+"""
+
+from collections.abc import Sequence
+
+from quotas.buckets import TICKS, UNTOUCHED_MS
+from quotas.limits import Charge, Level
+from quotas.store.cells import Rate, Slots
+from quotas.store.plans import Plan
+
+_NONE = Level(0, 0)
+
+
+def take_plain(plan: Plan, charges: Sequence[Charge], now_ms: int) -> tuple[Level, ...] | None:
+    """Take everything and show what is left; None, with nothing taken, where something refuses.
+
+    None as well where a limit is not the one its cell has now, which proves the plan right else.
+    """
+    levels = [_NONE] * len(charges)
+    untouched: list[Rate] | None = None
+    refusing: Rate | Slots
+    for index, rate in plan.rates:
+        charge = charges[index]
+        if charge.limit is not rate.limit:
+            refusing = rate
+            break
+        level, full = rate.level, rate.full
+        elapsed = now_ms - rate.at_ms
+        if elapsed:
+            if elapsed < 0:
+                rate.at_ms = now_ms
+            else:
+                level += elapsed * rate.per_minute
+                if level >= full:
+                    level = full
+                    if rate.at_ms < 0:
+                        untouched = [*(untouched or ()), rate]
+        amount = charge.amount
+        if amount:
+            level -= amount * TICKS
+            if level < 0 or amount < 0:
+                refusing = rate
+                break
+            rate.level = level
+            rate.at_ms = now_ms
+        if level < full and (per_minute := rate.per_minute):
+            levels[index] = Level(level // TICKS, (full - level + per_minute - 1) // per_minute)
+        else:
+            levels[index] = Level(level // TICKS, 0)
+    else:
+        for index, slots in plan.slots:
+            charge = charges[index]
+            limit, amount = charge.limit, charge.amount
+            left = limit.capacity - slots.held - amount
+            if limit is not slots.limit or (amount and (left < 0 or amount < 0)):
+                refusing = slots
+                break
+            slots.held += amount
+            levels[index] = Level(left, 0)
+        else:
+            return tuple(levels)
+    _give_back(plan, charges, refusing)
+    for rate in untouched or ():
+        rate.level, rate.at_ms = rate.full, UNTOUCHED_MS
+    return None
+
+
+def _give_back(plan: Plan, charges: Sequence[Charge], refusing: Rate | Slots) -> None:
+    """What was taken of the rows before the one that refuses."""
+    for index, rate in plan.rates:
+        if rate is refusing:
+            return
+        rate.level += charges[index].amount * TICKS
+    for index, slots in plan.slots:
+        if slots is refusing:
+            return
+        slots.held -= charges[index].amount
+
+
+def settle_plain(
+    plan: Plan, reserved: Sequence[Charge], charged: Sequence[Charge], now_ms: int
+) -> None:
+    """True amounts in place of the reserved ones, of a list that was taken whole and still holds."""
+    for index, rate in plan.rates:
+        held, used = reserved[index].amount, charged[index].amount
+        if held != used:
+            level, full = rate.level, rate.full
+            elapsed = now_ms - rate.at_ms
+            if elapsed > 0:
+                level += elapsed * rate.per_minute
+                if level > full:  # noqa: PLR1730  a call costs more
+                    level = full
+            level += (held - used) * TICKS
+            rate.level = level if level < full else full  # noqa: FURB136  a call costs more
+            rate.at_ms = now_ms
+    for index, slots in plan.slots:
+        held = slots.held - reserved[index].amount
+        slots.held = held if held > 0 else 0  # noqa: FURB136
