@@ -99,7 +99,7 @@ class Library:
 
 
 def read_part(name: str) -> bytes:
-    return (_LUA / f"{name}.lua").read_bytes()
+    return _LUA.joinpath(f"{name}.lua").read_bytes()
 
 
 def is_forgotten(error: Exception) -> bool:
