@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from gateway.control.core import LANES
 from gateway.metering.incarnation import Incarnation
 from gateway.metering.journal import Journal
 from gateway.metering.shipper import Shipper
@@ -29,6 +30,10 @@ from tests.support.lives import CONTEXT
 from tests.support.postgres import Postgres
 from tests.support.records import record
 
+#: Tenants that pay: each record leaves postings and sums.
+PAYING = FULL | {
+    "tenants": [each | {"contract": {"kind": "payg"}} for each in FULL["tenants"]],
+}
 RECORDS_A_SECOND, LATENCY_S, DRAIN_S = 5_000, 2.0, 60.0
 
 
@@ -39,7 +44,12 @@ class Site:
         self._db = db
         self.life = Incarnation.create(data_dir, 0, 16)
         self.shipper = Shipper(
-            data_dir, self._insert, None, CONTEXT, known=lambda ids: known_ids(db, ids)
+            data_dir,
+            self._insert,
+            None,
+            CONTEXT,
+            known=lambda ids: known_ids(db, ids),
+            lanes=LANES,
         )
         self._made = record(0)[1]
         self._count = 0
@@ -119,7 +129,7 @@ async def outage(site: Site, rate: int, outage_s: float) -> float:
 async def run(url: str, data_dir: Path, asked: argparse.Namespace) -> int:
     db = open_database(url, data_dir)
     await db.migrate()
-    await apply(db, FULL)
+    await apply(db, PAYING)
     site = Site(data_dir, db)
     speed = await throughput(site, asked.records)
     print(f"throughput: {speed:,.0f} records/s (promised {RECORDS_A_SECOND:,})")

@@ -6,7 +6,9 @@ calendar quotas of limits, which run in a tenant's own time zone.
 
 from calendar import timegm
 from datetime import UTC, datetime
+from functools import lru_cache
 
+DAY_MS = 86_400_000
 DECEMBER = 12
 FIRST = 197001
 
@@ -17,8 +19,7 @@ def period_of(at_ms: int) -> int:
     >>> period_of(1_795_000_000_000)
     202611
     """
-    moment = datetime.fromtimestamp(at_ms // 1000, UTC)
-    return moment.year * 100 + moment.month
+    return _period_of_day(at_ms // DAY_MS)
 
 
 def next_period(period: int) -> int:
@@ -61,6 +62,13 @@ def format_period(period: int) -> str:
     '2026-11'
     """
     return f"{period // 100:04d}-{period % 100:02d}"
+
+
+@lru_cache(maxsize=10_000)
+def _period_of_day(day: int) -> int:
+    """Days of UTC have no seconds between months."""
+    moment = datetime.fromtimestamp(day * (DAY_MS // 1000), UTC)
+    return moment.year * 100 + moment.month
 
 
 def _start_ms(period: int) -> int:

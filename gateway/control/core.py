@@ -50,6 +50,8 @@ from gateway.wire.fetch import fetch
 from quotas.ports import QuotaStore
 from routing.topology import Endpoint
 
+#: Batches of records under way to PostgreSQL at once: it works on one while the next is priced.
+LANES = 2
 #: What is left to ship when the host stops gets this long.
 LAST_SHIPPING_S = 5.0
 _log = logging.getLogger("gateway.control")
@@ -94,6 +96,7 @@ class Core:
             store,
             context_from(self.feed.snapshot),
             known=lambda ids: known_ids(self.db, ids),
+            lanes=1 if self.db.is_sqlite else LANES,
         )
         self.reads = Reads(
             {

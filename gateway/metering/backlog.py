@@ -102,12 +102,12 @@ class Backlog:
         finally:
             os.close(descriptor)
 
-    def take(self, count: int) -> list[tuple[Entry, bytes]]:
-        """The oldest unshipped records, still owed. Raises ``OSError``."""
+    def take(self, count: int, after: int = 0) -> list[tuple[Entry, bytes]]:
+        """The oldest unshipped records but the first ``after``, still owed. Raises ``OSError``."""
         taken = []
         with contextlib.ExitStack() as files:
             opened: dict[int, int] = {}
-            for entry in islice(self.unshipped, count):
+            for entry in islice(self.unshipped, after, after + count):
                 if entry.segment not in opened:
                     path = self._segments[entry.segment].path
                     opened[entry.segment] = files.enter_context(path.open("rb", 0)).fileno()

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,8 @@ from gateway.metering.recovery import Known, Recovered, RecoveryContext, recover
 from quotas.ports import QuotaStore
 from quotas.record import UsageRecord, decode
 
-BATCH = 1_000
+#: Records of one transaction, which share what any transaction costs.
+BATCH = 2_000
 #: Batches of one folder in one pass: the others get their turn.
 BATCHES_MAX = 10
 #: A recovery that failed (the ledger is away, the disk is full) is tried again after this long.
@@ -65,7 +67,8 @@ class _Folder:
 
 class Shipper:
     """One per data folder. ``store`` None: reservations lived in the memory of the dead process
-    and went with it, so nothing is settled and marks are written at once.
+    and went with it, so nothing is settled and marks are written at once. ``lanes``: inserts at once;
+    more than one where the ledger works on a batch while the next is made ready.
     """
 
     def __init__(
@@ -76,12 +79,14 @@ class Shipper:
         context: RecoveryContext,
         *,
         known: Known,
+        lanes: int = 1,
     ) -> None:
         self._data_dir = data_dir
         self._insert = insert
         self._store = store
         self._context = context
         self._known = known
+        self._lanes = lanes
         self._folders: dict[Path, _Folder] = {}
         self._pass = asyncio.Lock()
         self.shipped = 0  # records, since the start
@@ -221,23 +226,37 @@ class Shipper:
                 self._store.settle(settlement, done)
 
     async def _ship(self, folder: _Folder) -> int:
-        """Insert what is new, in order, and remember how far."""
+        """Insert what is new, and remember how far: in order, however many batches are under way."""
         backlog = folder.backlog
         await asyncio.to_thread(backlog.scan)
+        entering: deque[tuple[list[tuple[Entry, bytes]], asyncio.Future[int]]] = deque()
         inserted = 0
-        for _ in range(BATCHES_MAX):
-            taken = await asyncio.to_thread(backlog.take, BATCH)
-            if not taken:
-                break
-            records = [pair for pair in map(self._decoded, taken) if pair is not None]
-            if len(records) < len(taken):
-                self._quarantine(backlog, taken)
-            if records:
-                await self._insert(records)
-            backlog.shipped_to(taken[-1][0].sequence)
-            inserted += len(records)
+        try:
+            for _ in range(BATCHES_MAX):
+                ahead = sum(len(taken) for taken, _ in entering)
+                taken = await asyncio.to_thread(backlog.take, BATCH, ahead)
+                if not taken:
+                    break
+                entering.append((taken, asyncio.ensure_future(self._enter(backlog, taken))))
+                if len(entering) == self._lanes:
+                    inserted += await _entered(backlog, entering)
+            while entering:
+                inserted += await _entered(backlog, entering)
+        finally:
+            for _, entry in entering:
+                entry.cancel()
+            await asyncio.gather(*(entry for _, entry in entering), return_exceptions=True)
         self.shipped += inserted
         return inserted
+
+    async def _enter(self, backlog: Backlog, taken: list[tuple[Entry, bytes]]) -> int:
+        """One batch into the ledger; how many records it had."""
+        records = [pair for pair in map(self._decoded, taken) if pair is not None]
+        if len(records) < len(taken):
+            self._quarantine(backlog, taken)
+        if records:
+            await self._insert(records)
+        return len(records)
 
     def _decoded(self, taken: tuple[Entry, bytes]) -> tuple[bytes, UsageRecord] | None:
         try:
@@ -276,6 +295,19 @@ class Shipper:
                     _remove(found)
             except (OSError, JournalFull) as error:
                 _log.error("%s cannot be tidied: %s", path.name, error)
+
+
+async def _entered(
+    backlog: Backlog, entering: deque[tuple[list[tuple[Entry, bytes]], asyncio.Future[int]]]
+) -> int:
+    """The oldest batch under way is in. Where it fails, the ones after it are shipped again: the
+    ledger knows them.
+    """
+    taken, entry = entering[0]
+    records = await entry
+    entering.popleft()
+    backlog.shipped_to(taken[-1][0].sequence)
+    return records
 
 
 def _remove(found: Recovered) -> None:

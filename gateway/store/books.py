@@ -98,18 +98,20 @@ class Books:
     ) -> None:
         """The statement's lines: meters at the price, then what made another sum of them."""
         where = (record.tenant_id, month, price.currency, record.model_id, price.id)
-        self.lines[*where, RECORDS] += count
+        lines, amounts = self.lines, self.amounts
+        lines[*where, RECORDS] += count
         for line in charged.lines:
-            self.lines[*where, line.meter] += line.units
-            self.amounts[*where, line.meter] += line.amount
+            key = (*where, line.meter)
+            lines[key] += line.units
+            amounts[key] += line.amount
         if charged.covered_tokens:
-            self.lines[*where, COVERED] += charged.covered_tokens
-            self.amounts[*where, COVERED] += charged.payable_nano - charged.list_nano
+            lines[*where, COVERED] += charged.covered_tokens
+            amounts[*where, COVERED] += charged.payable_nano - charged.list_nano
         change = charged.charged_nano - charged.payable_nano
         if change:
             kind = OVERAGE if charged.charged_nano else FREE_TIER
-            self.lines[*where, kind] += 1
-            self.amounts[*where, kind] += change
+            lines[*where, kind] += 1
+            amounts[*where, kind] += change
 
     def give(self, tenant_id: int, currency: str, grant: Grant) -> None:
         """A grant made in this transaction may be drawn from in it."""

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import func, insert, select
+from sqlalchemy import ARRAY, ColumnElement, Text, func, insert, literal, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -39,6 +39,7 @@ ATTEMPTS_MAX = 1_000
 ROW_STATES = ("22", "23")
 
 Pair = tuple[bytes, UsageRecord]
+_encoder = msgspec.json.Encoder()
 
 
 class Inserted(msgspec.Struct, frozen=True):
@@ -56,6 +57,19 @@ class Entry(msgspec.Struct, frozen=True):
     price: Price | None
     lines: tuple[Line, ...]
     row: dict[str, Any]
+
+
+class _Logged(msgspec.Struct, frozen=True):
+    """``AttemptEntry``, which is an array in a record, as an object with names."""
+
+    endpoint_id: int
+    endpoint: str
+    started_ms: int
+    ended_ms: int
+    status: int
+    prompt_tokens: int
+    completion_tokens: int
+    choices: int
 
 
 class Sorted(msgspec.Struct):
@@ -101,15 +115,25 @@ def flaw_of(record: UsageRecord) -> str:
         return "request_id"
     if not record.request_id.isprintable():
         return "request_id"
-    for name in ("tenant_id", "project_id", "key_id", "model_id", "price_id"):
-        if not 0 <= getattr(record, name) <= ID_MAX:
+    for name, row_id in (
+        ("tenant_id", record.tenant_id),
+        ("project_id", record.project_id),
+        ("key_id", record.key_id),
+        ("model_id", record.model_id),
+        ("price_id", record.price_id),
+    ):
+        if not 0 <= row_id <= ID_MAX:
             return name
     for counts in (record.usage, record.billed):
         for name, count in counts.items():
             if not 0 <= count <= TOKENS_MAX:
                 return name
-    for name in ("started_ms", "ttft_ms", "total_ms"):
-        if not -1 <= getattr(record, name) <= TIME_MS_MAX:
+    for name, at_ms in (
+        ("started_ms", record.started_ms),
+        ("ttft_ms", record.ttft_ms),
+        ("total_ms", record.total_ms),
+    ):
+        if not -1 <= at_ms <= TIME_MS_MAX:
             return name
     if not 0 <= record.choices <= TOKENS_MAX or not 0 <= record.status <= 999:  # noqa: PLR2004
         return "choices or status"
@@ -140,8 +164,12 @@ async def _enter(connection: AsyncConnection, new: Sequence[Entry]) -> None:
     booked, books = await book_records(connection, rated, time.time_ns() // 1_000_000)
     rollups = Rollups()
     for each, said in zip(new, booked, strict=True):
-        each.row.update(msgspec.structs.asdict(said))
-        rollups.add(each.row)
+        row = each.row
+        row["month"] = said.month
+        row["charged_nano"] = said.charged_nano
+        row["covered_tokens"] = said.covered_tokens
+        row["operator_cost_nano"] = said.operator_cost_nano
+        rollups.add(row)
     columns = list(new[0].row)
     await append(connection, usage_records, columns, [list(each.row.values()) for each in new])
     await books.write(connection)
@@ -236,11 +264,13 @@ async def _known_hashes(
 ) -> dict[str, bytes]:
     if not request_ids:
         return {}
-    rows = await connection.execute(
-        select(usage_records.c.request_id, usage_records.c.payload_hash).where(
-            usage_records.c.request_id.in_(request_ids)
-        )
-    )
+    column = usage_records.c.request_id
+    among: ColumnElement[bool]
+    if connection.dialect.name == "sqlite":
+        among = column.in_(request_ids)
+    else:  # one parameter, where IN would have as many as there are records
+        among = column == func.any(literal(list(request_ids), ARRAY(Text)))
+    rows = await connection.execute(select(column, usage_records.c.payload_hash).where(among))
     return {request_id: bytes(digest) for request_id, digest in rows}
 
 
@@ -281,16 +311,30 @@ def _row(
         "ttft_ms": record.ttft_ms,
         "total_ms": record.total_ms,
         "started_ms": record.started_ms,
-        "attempt_log": msgspec.json.encode([_logged(each) for each in record.attempts]).decode(),
+        "attempt_log": _attempt_log(record.attempts),
         "unbilled_ms": unbilled_ms(record),
         "cost_nano": cost_nano,
         "currency": price.currency if price else "",
     }
 
 
-def _logged(each: AttemptEntry) -> dict[str, Any]:
-    """An attempt by the names of its fields: the log is read by more than this program."""
-    return {name: getattr(each, name) for name in each.__struct_fields__}
+def _attempt_log(attempts: Sequence[AttemptEntry]) -> str:
+    """Attempts by the names of their fields: the log is read by more than this program."""
+    return _encoder.encode(
+        [
+            _Logged(
+                each.endpoint_id,
+                each.endpoint,
+                each.started_ms,
+                each.ended_ms,
+                each.status,
+                each.prompt_tokens,
+                each.completion_tokens,
+                each.choices,
+            )
+            for each in attempts
+        ]
+    ).decode()
 
 
 async def _quarantine(

@@ -4,8 +4,10 @@ import asyncio
 from functools import partial
 from pathlib import Path
 
+import pytest
 from sqlalchemy import func, select
 
+from gateway.metering import shipper as shipper_module
 from gateway.metering.incarnation import Incarnation, all_folders
 from gateway.metering.shipper import Shipper
 from gateway.store.database import Database, open_database
@@ -34,6 +36,7 @@ class Host:
             None,
             CONTEXT,
             known=partial(known_ids, self.db),
+            lanes=2,
         )
 
     def serve(self, first: int, count: int) -> None:
@@ -90,8 +93,13 @@ async def test_hosts_ship_side_by_side_and_one_that_returns_late_ships_late_once
         await host.close()
 
 
-async def test_a_folder_that_came_twice_by_a_copy_is_shipped_once(postgres, tmp_path: Path) -> None:
-    """A data folder restored elsewhere: the same records, offered by two hosts at once."""
+async def test_a_folder_that_came_twice_by_a_copy_is_shipped_once(
+    postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A data folder restored elsewhere: the same records, offered by two hosts at once, each with
+    two batches under way.
+    """
+    monkeypatch.setattr(shipper_module, "BATCH", 4)
     url = postgres.new_url()
     hosts = [Host(tmp_path / name, url) for name in ("a", "b")]
     await hosts[0].db.migrate()

@@ -11,7 +11,7 @@ from gateway.metering import shipper as shipper_module
 from gateway.metering.incarnation import Incarnation, all_folders
 from gateway.metering.journal import segment_paths
 from gateway.metering.shipper import Shipper
-from quotas.record import encode
+from quotas.record import UsageRecord, encode
 from tests.support.ledgers import Ledger, LedgerAway, Settles
 from tests.support.lives import CONTEXT, final_record, live
 from tests.support.until import until
@@ -40,9 +40,14 @@ class Ship:
         self.data_dir = data_dir
         self.shipper = self.another()
 
-    def another(self) -> Shipper:
+    def another(self, lanes: int = 1) -> Shipper:
         made = Shipper(
-            self.data_dir, self.ledger.insert, self.store, CONTEXT, known=self.ledger.known
+            self.data_dir,
+            self.ledger.insert,
+            self.store,
+            CONTEXT,
+            known=self.ledger.known,
+            lanes=lanes,
         )
         self.shipper = made
         return made
@@ -200,6 +205,92 @@ async def test_a_large_backlog_is_shipped_in_batches(
     assert await ship.shipper.ship_once() == 100
     assert await ship.shipper.ship_once() == 25
     assert list(ship.ledger.rows) == [number(each).hex() for each in range(125)]
+    life.close()
+
+
+class Gated(Ledger):
+    """Each batch waits at a gate; ``fail``: the first record of a batch that fails, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: dict[str, asyncio.Event] = {}
+        self.inside = self.most = 0
+        self.fail = ""
+
+    async def insert(self, records: list[tuple[bytes, UsageRecord]]) -> int:
+        name = records[0][1].request_id
+        self.waiting[name] = gate = asyncio.Event()
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        try:
+            await gate.wait()
+        finally:
+            self.inside -= 1
+            del self.waiting[name]
+        if self.fail == name:
+            self.fail = ""
+            raise LedgerAway
+        return await super().insert(records)
+
+
+@pytest.fixture
+def gated(ship: Ship, monkeypatch: pytest.MonkeyPatch) -> Gated:
+    monkeypatch.setattr(shipper_module, "BATCH", 10)
+    ship.ledger = ledger = Gated()
+    ship.another(lanes=2)
+    return ledger
+
+
+async def test_lanes_insert_two_batches_at_once_and_remember_them_in_order(
+    ship: Ship, gated: Gated
+) -> None:
+    life = Incarnation.create(ship.data_dir, 0, 16, SEGMENT)
+    write(life, 0, 35)
+    shipping = asyncio.create_task(ship.shipper.ship_once())
+    first, second, third, fourth = (number(each).hex() for each in (0, 10, 20, 30))
+    await until(lambda: gated.waiting.keys() == {first, second})
+    gated.waiting[second].set()
+    await until(lambda: second in gated.rows)
+    assert not (life.folder / "shipped").exists()  # the first may still fail
+    gated.waiting[first].set()
+    await until(lambda: gated.waiting.keys() == {third, fourth})
+    assert (life.folder / "shipped").read_text() == "20\n"
+    for gate in list(gated.waiting.values()):
+        gate.set()
+    assert await shipping == 35
+    assert (life.folder / "shipped").read_text() == "35\n"
+    assert (gated.most, set(gated.offered.values())) == (2, {1})
+    life.close()
+
+
+async def test_a_batch_that_fails_takes_back_the_one_beside_it(ship: Ship, gated: Gated) -> None:
+    life = Incarnation.create(ship.data_dir, 0, 16, SEGMENT)
+    write(life, 0, 20)
+    first, second = number(0).hex(), number(10).hex()
+    gated.fail = first
+    shipping = asyncio.create_task(ship.shipper.ship_once())
+    await until(lambda: gated.waiting.keys() == {first, second})
+    gated.waiting[first].set()
+    with pytest.raises(LedgerAway):
+        await shipping
+    assert (gated.inside, gated.rows) == (0, {})
+    again = asyncio.create_task(ship.shipper.ship_once())
+    await until(lambda: gated.waiting.keys() == {first, second})
+    for gate in list(gated.waiting.values()):
+        gate.set()
+    assert await again == 20
+    assert gated.offered.keys() == {number(each).hex() for each in range(20)}
+    life.close()
+
+
+async def test_a_pass_that_is_given_up_leaves_no_insert_behind(ship: Ship, gated: Gated) -> None:
+    life = Incarnation.create(ship.data_dir, 0, 16, SEGMENT)
+    write(life, 0, 20)
+    shipping = asyncio.create_task(ship.shipper.ship_once())
+    await until(lambda: gated.inside == 2)
+    shipping.cancel()
+    await asyncio.gather(shipping, return_exceptions=True)
+    assert (gated.inside, gated.rows) == (0, {})
     life.close()
 
 
