@@ -204,10 +204,13 @@ class Core:
     # -- what the application asks -----------------------------------------------------------
 
     async def _changed(self) -> None:
-        """After a write: this host's data processes are told, then the other hosts."""
+        """After a write: this host's data processes are told, then the other hosts. Who wrote hears
+        of it when it is in force here.
+        """
         await self.feed.poll()
         if self.announcements is not None:
             await self.announcements.announce(self.feed.version)
+        await self.feed.held()
 
     async def _ship(self) -> None:
         """Before usage is read. What cannot be shipped now is shown later."""

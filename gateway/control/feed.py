@@ -6,6 +6,7 @@ a full load. Not here: how documents come out of SQL (``gateway.loader``).
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -27,6 +28,8 @@ POLL_S = 0.5
 #: A peer told something gets this long to hold it before it is told again.
 PATIENCE_S = 5.0
 FILE_EVERY_S = 1.0
+#: Who changed something waits this long for the data processes to hold it.
+HELD_WITHIN_S = 1.0
 _log = logging.getLogger("gateway.control")
 
 
@@ -56,6 +59,7 @@ class Feed:
         self._recent_count = 0
         self._told: dict[Peer, tuple[int, float]] = {}
         self._polling = asyncio.Lock()
+        self._heard = asyncio.Event()  # a data process said what it holds, or left
         self._file_version = -1
 
     async def start(self) -> None:
@@ -76,6 +80,17 @@ class Feed:
         for peer in list(self._server.peers):
             if peer.hello is not None:
                 self._tell(peer, self._told.get(peer, (peer.version, 0.0))[0])
+
+    async def held(self, within_s: float = HELD_WITHIN_S) -> bool:
+        """Wait until every data process of this host holds the version of now; False: not in time."""
+        version = self.version
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while any(peer.hello and peer.version < version for peer in self._server.peers):
+                    self._heard.clear()
+                    await self._heard.wait()
+                return True
+        return False
 
     async def run(self) -> None:
         """Poll for ever; a database that is away is asked again."""
@@ -109,6 +124,7 @@ class Feed:
 
     def on_version(self, peer: Peer, body: bytes) -> None:
         peer.version = msgspec.msgpack.decode(body, type=Version).version
+        self._heard.set()
         told, told_s = self._told.get(peer, (-1, 0.0))
         if peer.version == self.version:
             return
@@ -118,6 +134,7 @@ class Feed:
 
     def on_parted(self, peer: Peer) -> None:
         self._told.pop(peer, None)
+        self._heard.set()
 
     # -- inside ------------------------------------------------------------------------------
 

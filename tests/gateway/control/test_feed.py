@@ -104,6 +104,33 @@ async def test_a_fresh_process_gets_everything_and_then_changes(tmp_path: Path) 
     assert log.loads == 1
 
 
+async def test_a_change_is_held_when_every_process_has_said_so(tmp_path: Path) -> None:
+    log = Log()
+    log.moves.append(tenant(1, "a"))
+    processes = [Process(tmp_path / "l") for _ in range(2)]
+    async with joined(tmp_path, log, *processes) as feed:
+        assert await feed.held(0.1), "nobody is there to wait for"
+        await until(lambda: all(each.snapshot.version == 1 for each in processes))
+        log.moves.append(tenant(2, "b"))
+        await feed.poll()
+        assert await feed.held(5.0)
+        assert [each.snapshot.version for each in processes] == [2, 2]
+
+
+async def test_a_process_that_does_not_answer_holds_up_a_change_for_a_moment_only(
+    tmp_path: Path,
+) -> None:
+    log = Log()
+    log.moves.append(tenant(1, "a"))
+    mute = Process(tmp_path / "l", answers=False)
+    async with joined(tmp_path, log, mute) as feed:
+        await until(lambda: mute.bodies)
+        assert not await feed.held(0.05)
+        waiting = asyncio.create_task(feed.held(5.0))
+        mute.poll()
+        assert await waiting
+
+
 async def test_an_empty_database_is_a_snapshot_too(tmp_path: Path) -> None:
     process = Process(tmp_path / "l")
     async with joined(tmp_path, Log(), process):
