@@ -4,6 +4,7 @@ Everything that happens before the engine's first event may be tried elsewhere; 
 ``gateway.inference``. Not here: bytes and sockets (``gateway.wire``).
 """
 
+import asyncio
 from collections.abc import Callable
 
 from gateway.call import Call
@@ -32,6 +33,8 @@ ENGINE_PATHS: dict[Operation, bytes] = {
 USAGE_COST, ASKED = b"x-tf-usage-cost", (b"true", b"1")
 #: [DONE] came; the end of the response must follow, or the connection is not kept.
 TAIL_S = 1.0
+#: Making a body beyond this is a turn of the loop by itself (8 MiB: milliseconds).
+TURN_BYTES = 262_144
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -86,11 +89,13 @@ class Forwarder:
                 upstream = kept or await engine.pool.connect(exchange.model.timeouts.connect_s)
             except ConnectFailed as failure:
                 return Failed("connect_timeout" if failure.timeout else "connect")
+            mode = engine.usage_mode(self._engines.signals.get(endpoint.id))
+            body = self._body(call, plan, engine, mode)
+            if len(body) > TURN_BYTES:
+                await asyncio.sleep(0)  # the copy was this turn's work
             if call.stopped is not None:
                 engine.pool.give_back(upstream)
                 return Failed("connect")
-            mode = engine.usage_mode(self._engines.signals.get(endpoint.id))
-            body = self._body(call, plan, engine, mode)
             head = self._head(call, engine, len(body))
             # Running counts make a transcript needless; a whole answer is at hand anyway.
             transcribe = mode != "continuous" or not call.streams

@@ -26,6 +26,8 @@ CHUNK_LINES_BYTES = 32
 #: Where an event ends with its chunk: the parser then stands before the next chunk.
 FRAME_END, READ_END = b"}\n\n", b"}\n\n\r\n"
 STATUS_MIN, STATUS_MAX = 100, 599
+#: A body up to here goes out with its head in one write; a copy of a larger one costs more than that.
+JOINED_BYTES = 65_536
 VERSIONS = ("1.1", "1.0")
 log = logging.getLogger("gateway.wire.upstream")
 
@@ -144,7 +146,11 @@ class Upstream(asyncio.Protocol):
         if not self.alive:
             asyncio.get_running_loop().call_soon(self._cut, "the connection had closed")
             return
-        self.transport.write(head + body)
+        if len(body) <= JOINED_BYTES:
+            self.transport.write(head + body)
+        else:
+            self.transport.write(head)
+            self.transport.write(body)
 
     def pause(self) -> None:
         if self.alive and not self.transport.is_closing():
