@@ -16,10 +16,12 @@ import logging
 from collections.abc import Callable
 
 from gateway.balances import Balances
+from gateway.leases import Leases, tag_of
 from gateway.snapshot import Principal
 from quotas.buckets import TICKS, Bucket
 from quotas.charges import settled_as
 from quotas.errors import StoreUnavailable
+from quotas.leases import Draw
 from quotas.limits import Charge, Level, Limit, Verdict
 from quotas.ports import QuotaStore, Settlement
 
@@ -30,6 +32,9 @@ REPAY_S = 5.0
 #: The epoch of what was admitted without the store: a settle under it is charged in full, once.
 LOCAL_EPOCH = ""
 _log = logging.getLogger("gateway.admission")
+#: Tag and request: a request that drew from shared limits is open under their tags as well.
+_Key = tuple[str, str]
+_NONE = Level(0, 0)
 
 
 class NotAsked(StoreUnavailable):
@@ -43,21 +48,69 @@ class Admission:
         self,
         store: QuotaStore,
         balances: Balances,
+        leases: Leases,
         *,
-        processes: int,
+        processes: Callable[[], int],
         unix_ms: Callable[[], int],
     ) -> None:
         self._store = store
         self._balances = balances
+        self._leases = leases
+        self._processes = processes
         self._unix_ms = unix_ms
-        self._shares = Shares(processes)
+        self._shares = Shares(processes())
         self._knocking: asyncio.Task[None] | None = None
-        self._open: dict[str, tuple[str, tuple[Charge, ...]]] = {}
+        self._open: dict[_Key, tuple[Charge, ...]] = {}
 
     @property
     def away(self) -> bool:
         """Whether requests are decided here, without the store."""
         return self._knocking is not None
+
+    async def draw(self, request_id: str, charges: tuple[Charge, ...]) -> Draw | Verdict:
+        """Draw on what all tenants share, before the tenant's own step; or the refusal that binds, and
+        nothing is held. Raises ``NotAsked`` where a limit may not be shared while the store is away.
+        """
+        draw = self._leases.draw(charges, away=self.away)
+        if not draw.lacking:
+            return draw
+        if not self.away:
+            try:
+                refused = await self._leases.fetch(draw)
+            except StoreUnavailable:
+                self._lose()
+            except BaseException:
+                self._leases.put_back(draw)
+                raise
+            else:
+                if refused is not None:
+                    self._leases.put_back(draw)
+                    return refused
+        if not draw.lacking:
+            return draw
+        return self._draw_here(request_id, draw)
+
+    def put_back(self, request_id: str, draw: Draw) -> None:
+        """The tenant's step refused, or nothing came of it."""
+        for tag, charges in _by_tag(draw):
+            if self._open.pop((tag, request_id), None) is not None:
+                self._shares.undo(charges, self._unix_ms())
+        draw.shared = ()
+        self._leases.put_back(draw)
+
+    def settle(self, request_id: str, draw: Draw, charged: tuple[Charge, ...]) -> None:
+        """The request has ended, and came to ``charged``, in the order of what it drew."""
+        for tag, charges in _by_tag(draw):
+            self._open.pop((tag, request_id), None)
+            self._shares.give_back(charges)
+            used = tuple(
+                [charged[index] for index in draw.shared if charged[index].limit.scope == tag]
+            )
+            self._store.settle(
+                Settlement(tag, settled_as(request_id, LOCAL_EPOCH), LOCAL_EPOCH, used, {})
+            )
+        draw.shared = ()
+        self._leases.settle(draw, charged)
 
     async def reserve(
         self, principal: Principal, request_id: str, charges: tuple[Charge, ...], ttl_s: int
@@ -80,10 +133,7 @@ class Admission:
             ):
                 verdict = await self._store.reserve(tag, request_id, charges, ttl_s)
         except StoreUnavailable:
-            if self._knocking is None:
-                _log.warning("the store is away; limits are shared where they may be")
-                self._shares.clear()
-                self._knocking = asyncio.create_task(self._knock(), name="store knock")
+            self._lose()
             return self._reserve_here(tag, request_id, charges)
         return verdict
 
@@ -96,11 +146,11 @@ class Admission:
     def unclaim(self, principal: Principal, name: str, request_id: str) -> None:
         self._store.unclaim(principal.tag, name, request_id)
 
-    def ended(self, request_id: str) -> None:
+    def ended(self, principal: Principal, request_id: str) -> None:
         """Its own settle says what it used."""
-        ended = self._open.pop(request_id, None)
-        if ended is not None:
-            self._shares.give_back(ended[1])
+        charges = self._open.pop((principal.tag, request_id), None)
+        if charges is not None:
+            self._shares.give_back(charges)
 
     async def close(self) -> None:
         if self._knocking is not None:
@@ -108,47 +158,98 @@ class Admission:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._knocking
 
+    def _lose(self) -> None:
+        """The store did not answer: from here on nobody asks it but the one who knocks."""
+        if self._knocking is None:
+            _log.warning("the store is away; limits are shared where they may be")
+            self._shares.clear()
+            self._knocking = asyncio.create_task(self._knock(), name="store knock")
+
     def _reserve_here(self, tag: str, request_id: str, charges: tuple[Charge, ...]) -> Verdict:
+        self._shares.processes = self._processes()
         verdict = self._shares.take(charges, self._unix_ms())
         if verdict.admitted:
-            self._open[request_id] = (tag, charges)
+            self._open[tag, request_id] = charges
         return verdict
+
+    def _draw_here(self, request_id: str, draw: Draw) -> Draw | Verdict:
+        """What the leases lack comes from this process's share, where it may."""
+        indexes = tuple(self._leases.undo(draw))
+        here = tuple([draw.charges[index] for index in indexes])
+        self._shares.processes = self._processes()
+        try:
+            verdict = self._shares.take(here, self._unix_ms())
+        except StoreUnavailable as closed:
+            self._leases.put_back(draw)
+            raise NotAsked(str(closed)) from None
+        if not verdict.admitted:
+            self._leases.put_back(draw)
+            binding = indexes[verdict.binding]
+            levels = [_NONE] * len(draw.charges)
+            levels[binding] = verdict.levels[verdict.binding]
+            return Verdict(
+                admitted=False,
+                levels=tuple(levels),
+                epoch=LOCAL_EPOCH,
+                binding=binding,
+                retry_after_ms=verdict.retry_after_ms,
+                reason=verdict.reason,
+            )
+        draw.shared = indexes
+        for tag, charges in _by_tag(draw):
+            self._open[tag, request_id] = charges
+        return draw
 
     async def _knock(self) -> None:
         """Until the store answers and has been charged all that was admitted without it."""
-        charged: set[str] = set()
+        charged: set[_Key] = set()
+        regained = False
         while True:
             await asyncio.sleep(0 if charged else KNOCK_S)
             try:
                 await self._store.ping()
+                if not regained:
+                    await self._leases.regain()
             except StoreUnavailable:
                 charged.clear()
+                regained = False
                 continue
-            for request_id in self._open.keys() - charged:
-                self._charge(request_id)
-                charged.add(request_id)
+            regained = True
+            for key in self._open.keys() - charged:
+                self._charge(key)
+                charged.add(key)
             if await self._store.flush(REPAY_S) and self._open.keys() <= charged:
                 break
         self._open.clear()
         self._knocking = None
         _log.warning("the store is back, and has been charged what was admitted without it")
 
-    def _charge(self, request_id: str) -> None:
+    def _charge(self, key: _Key) -> None:
         """What a request that is still open reserved here; its end finds it settled."""
-        tag, charges = self._open[request_id]
+        tag, request_id = key
         reserved = tuple(
             Charge(each.limit, 0, each.periods) if each.limit.algorithm == "concurrency" else each
-            for each in charges
+            for each in self._open[key]
         )
         debt = settled_as(request_id, LOCAL_EPOCH)
         self._store.settle(Settlement(tag, debt, LOCAL_EPOCH, reserved, {}))
+
+
+def _by_tag(draw: Draw) -> list[tuple[str, tuple[Charge, ...]]]:
+    """What was admitted without the store, by the tag it is owed to."""
+    found: dict[str, tuple[Charge, ...]] = {}
+    for index in draw.shared:
+        charge = draw.charges[index]
+        tag = tag_of(charge.limit)
+        found[tag] = (*found.get(tag, ()), charge)
+    return list(found.items())
 
 
 class Shares:
     """The part of each limit that one process may admit. Pure: times are arguments (Unix ms)."""
 
     def __init__(self, processes: int) -> None:
-        self._processes = max(1, processes)
+        self.processes = max(1, processes)
         self._buckets: dict[tuple[str, str], Bucket] = {}
         self._holds: dict[tuple[str, str], int] = {}
 
@@ -163,7 +264,7 @@ class Shares:
         """
         levels, binding, longest = [], -1, 0
         for index, charge in enumerate(charges):
-            limit, amount = charge.limit, charge.amount * self._processes
+            limit, amount = charge.limit, charge.amount * self.processes
             if limit.shadow or not charge.amount:
                 levels.append(Level(0, 0))
                 continue
@@ -175,11 +276,11 @@ class Shares:
                 level = bucket.configure(limit.capacity, limit.per_minute, now_ms)
                 lacking = amount * TICKS - level
                 wait_ms = -(-lacking // limit.per_minute) if lacking > 0 else 0
-                levels.append(Level(level // TICKS // self._processes, 0))
+                levels.append(Level(level // TICKS // self.processes, 0))
             elif limit.algorithm == "concurrency":
-                held = self._holds.get(_name(limit), 0) * self._processes
+                held = self._holds.get(_name(limit), 0) * self.processes
                 wait_ms = 1_000 if held + amount > limit.capacity else 0
-                levels.append(Level((limit.capacity - held) // self._processes, 0))
+                levels.append(Level((limit.capacity - held) // self.processes, 0))
             else:
                 raise StoreUnavailable("a period's units cannot be shared")
             if wait_ms > longest:
@@ -208,13 +309,20 @@ class Shares:
                 else:
                     del self._holds[name]
 
+    def undo(self, charges: tuple[Charge, ...], now_ms: int) -> None:
+        """Nothing came of what was taken."""
+        self.give_back(charges)
+        for charge in charges:
+            if charge.limit.algorithm == "bucket" and not charge.limit.shadow and charge.amount:
+                self._bucket(charge.limit, now_ms).add(charge.amount * self.processes, now_ms)
+
     def _take(self, charges: tuple[Charge, ...], now_ms: int) -> None:
         for charge in charges:
             if charge.limit.shadow or not charge.amount:
                 continue
             if charge.limit.algorithm == "bucket":
                 bucket = self._bucket(charge.limit, now_ms)
-                bucket.add(-charge.amount * self._processes, now_ms)
+                bucket.add(-charge.amount * self.processes, now_ms)
             else:
                 name = _name(charge.limit)
                 self._holds[name] = self._holds.get(name, 0) + charge.amount

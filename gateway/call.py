@@ -8,6 +8,7 @@ from gateway.exchange import Exchange
 from gateway.telemetry.tracing import TraceContext
 from gateway.wire.relay import Relay
 from gateway.wire.server import Reply, Request
+from quotas.leases import Draw
 
 Stop = Literal["client_abort", "timeout", "shutdown", "key_revoked"]
 
@@ -19,6 +20,7 @@ class Call:
 
     __slots__ = (
         "claim",
+        "draw",
         "envelope",
         "exchange",
         "relay",
@@ -39,6 +41,7 @@ class Call:
         self.trace = trace
         self.status = 0
         self.claim = ""  # the name that this request holds for its Idempotency-Key
+        self.draw: Draw | None = None  # on limits that all tenants share
         self.envelope: Envelope | None = None
         self.exchange: Exchange | None = None
         self.relay: Relay | None = None

@@ -29,6 +29,7 @@ from gateway.admission import Admission
 from gateway.balances import Balances
 from gateway.call import Call, id_headers
 from gateway.ceilings import Ceilings
+from gateway.census import Census
 from gateway.contract.envelope import Bounds
 from gateway.contract.errors import Draining, KeyRevoked
 from gateway.engines import Engines, process_environ
@@ -36,6 +37,7 @@ from gateway.errors import answer
 from gateway.explain import Asked, Explainer
 from gateway.forward import Forwarder
 from gateway.inference import Inference
+from gateway.leases import Leases
 from gateway.leash import Event, Launch, Leash
 from gateway.link.client import LinkClient
 from gateway.link.messages import Counters as CountersMessage
@@ -59,7 +61,7 @@ from gateway.routes import Routes
 from gateway.settings import Settings
 from gateway.snapshot import Snapshot
 from gateway.telemetry.access import AccessLog, configure_logging
-from gateway.telemetry.counters import Counters
+from gateway.telemetry.counters import Counters, labels_of
 from gateway.telemetry.tracing import Tracer
 from gateway.tokenizer import Tokenizer, TokenizerError
 from gateway.tokenizer import load as load_tokenizer
@@ -136,14 +138,25 @@ class DataPlane:
         )
         self._tokenizer = _tokenizer_of(settings)
         self.balances = Balances(self.store, self.link.ask, self._calls)
+        self.census = Census(self.store, settings.processes * settings.hosts, loop.time)
+        self.leases = Leases(
+            self.store,
+            self.counters,
+            name=self.incarnation.name,
+            processes=self.census.processes,
+            monotonic=loop.time,
+        )
         self.admission = Admission(
             self.store,
             self.balances,
-            processes=settings.processes * settings.hosts,
+            self.leases,
+            processes=self.census.processes,
             unix_ms=unix_ms,
         )
         self.inference = self._inference()
-        self.explainer = Explainer(self.snapshot, self.store, self.inference.refusals, unix_ms)
+        self.explainer = Explainer(
+            self.snapshot, self.store, self.inference.refusals, self.leases, unix_ms
+        )
         self.server = Server(
             settings.wire,
             self._routes().handle,
@@ -212,10 +225,13 @@ class DataPlane:
         self._spawn(self._apply_moves(), "moves")
         if isinstance(self.store, RedisStore):
             await _connected(self.store)
+        await self.census.beat()  # others are to know before this one admits anything
         await self._first_snapshot()
         self.wheel.start()
         await self.server.serve(socket.socket(fileno=self._launch.listen_fd))
         self._spawn(self._tick(), "tick")
+        self._spawn(self.census.run(), "census")
+        self._spawn(self.leases.run(), "leases")
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
@@ -250,6 +266,7 @@ class DataPlane:
         self.server.close()
         await self.inference.counted(ASK_S if drain_s else 0.1)
         self.desk.retry()
+        self.leases.give_all_back()
         settled = await self.store.flush(SETTLE_GRACE_S if drain_s else 0.2)
         if not settled:
             log.warning("stopped with settlements unacknowledged; recovery will settle them")
@@ -262,7 +279,9 @@ class DataPlane:
         self.engines.close()
         if self._tokenizer is not None:
             self._tokenizer.close()
+        self.leases.close()
         await self.admission.close()
+        await self.census.leave()
         await self.store.close()
         self.incarnation.close()
         if self.access is not None:
@@ -385,6 +404,10 @@ class DataPlane:
         counters.set("tf_snapshot_version", self.snapshot.version)
         counters.set("tf_journal_bytes", self.incarnation.journal.bytes_used)
         counters.set("tf_settle_lag_seconds", self.store.settle_lag_s())
+        counters.set("tf_processes_known", self.census.processes())
+        counters.gauges["tf_lease_units"] = {
+            labels_of(*what): units for what, units in self.leases.units().items()
+        }
         message = CountersMessage(
             self._launch.slot,
             os.getpid(),

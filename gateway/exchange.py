@@ -62,10 +62,12 @@ class Closing(msgspec.Struct, frozen=True):
     """What an ended exchange leaves: the record when an engine was reached, and the settlement.
 
     ``record`` None: the engine never saw the request, and the reservation goes back in full.
+    ``shared``: what it came to of the limits that all tenants share.
     """
 
     record: UsageRecord | None
     settlement: Settlement
+    shared: tuple[Charge, ...] = ()
 
 
 class Exchange:
@@ -93,6 +95,7 @@ class Exchange:
         "prompts",
         "reached_engine",
         "request_id",
+        "shared",
         "started_ms",
         "state",
         "status",
@@ -113,6 +116,7 @@ class Exchange:
         epoch: str,
         arrived_s: float,
         started_ms: int,
+        shared: tuple[Charge, ...] = (),
     ) -> None:
         self.request_id = request_id
         self.principal = principal
@@ -124,6 +128,7 @@ class Exchange:
         self.prompt_estimate = prompt_estimate
         self.cap = cap
         self.charges = charges
+        self.shared = shared  # drawn from leases
         self.epoch = epoch
         self.arrived_s = arrived_s
         self.started_ms = started_ms
@@ -215,11 +220,12 @@ class Exchange:
             self.principal.tag,
             settled_as(self.request_id, self.epoch),
             self.epoch,
-            self._charged(settled),
+            self._charged(self.charges, settled),
             billed_meters(usage, self._meters()),
         )
+        shared = self._charged(self.shared, settled) if self.shared else ()
         if not self.reached_engine:
-            return Closing(None, settlement)
+            return Closing(None, settlement, shared)
         record = UsageRecord(
             request_id=self.request_id,
             tenant_id=self.principal.tenant.id,
@@ -243,7 +249,7 @@ class Exchange:
             total_ms=self._since_arrival_ms(now_s),
             settlement=settlement,
         )
-        return Closing(record, settlement)
+        return Closing(record, settlement, shared)
 
     def _ending(self, outcome: Outcome) -> Ending:
         fold = self.fold
@@ -261,7 +267,7 @@ class Exchange:
     def _meters(self) -> tuple[str, ...]:
         return tuple(self.price.nano) if self.price else ()
 
-    def _charged(self, settled: Settled) -> tuple[Charge, ...]:
+    def _charged(self, reserved: tuple[Charge, ...], settled: Settled) -> tuple[Charge, ...]:
         """True amounts per limit; nothing is refunded that was not proven unused.
 
         Proof is the engine's own count, or its refusal in place of an answer.
@@ -275,7 +281,7 @@ class Exchange:
             usage = TokenUsage(self.fold.prompt, 0, self.fold.completion or 0)
         elif self.engine_answered or not self.reached_engine:
             usage = TokenUsage()
-        return true_charges(self.charges, usage, lambda: self._cost_micro(settled.usage))
+        return true_charges(reserved, usage, lambda: self._cost_micro(settled.usage))
 
     def _cost_micro(self, usage: TokenUsage) -> int:
         """What is billed, in micro-units rounded up."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from gateway.contract.errors import StoreAway, TooManyReads
+from gateway.leases import Held, Leases, tag_of
 from gateway.refusals import Refusal, Refusals
 from gateway.snapshot import Principal, Snapshot
 from gateway.terms import Calendars, terms_of
@@ -40,11 +41,13 @@ class Explainer:
         snapshot: Snapshot,
         store: QuotaStore,
         refusals: Refusals,
+        leases: Leases,
         unix_ms: Callable[[], int],
     ) -> None:
         self._snapshot = snapshot
         self._store = store
         self._refusals = refusals
+        self._leases = leases
         self._unix_ms = unix_ms
         self._calendars = Calendars()
         self._looking: Counter[int] = Counter()
@@ -55,23 +58,43 @@ class Explainer:
         model = self._snapshot.models.get(model_id)
         if principal is None or model is None:
             return None
-        terms = terms_of(principal, model, self._calendars)
+        terms = terms_of(principal, model, self._calendars, self._snapshot.platform)
         tokens = asked.input_tokens + asked.output_tokens
         held = terms.hold_micro(Plan(0, 0, asked.output_tokens, None, asked.input_tokens))
         amounts = (1, asked.input_tokens, asked.output_tokens, tokens, 1, held)
         charges = terms.charges(amounts, self._unix_ms())
         found = await self._store.inspect(principal.tag, charges)
+        shared = await self._shared(terms.shared_charges(amounts, self._unix_ms()))
         return {
             "store": self._store.name,
-            "verdict": _verdict(charges, found),
+            "verdict": _verdict_of(charges, found, shared),
             "limits": [
-                _limit(charge, level, gauge, holders=True)
-                for charge, level, gauge in zip(
-                    charges, found.verdict.levels, found.gauges, strict=True
-                )
+                *[
+                    _limit(charge, seen.verdict.levels[0], seen.gauges[0], holders=True)
+                    | {
+                        "leases": [
+                            {"process": self._leases.name, "unspent": held.unspent, "out": held.out}
+                        ]
+                    }
+                    for charge, seen, held in shared
+                ],
+                *[
+                    _limit(charge, level, gauge, holders=True)
+                    for charge, level, gauge in _rows(charges, found)
+                ],
             ],
             "refusals": _refusals(self._refusals.recent(key_id)),
         }
+
+    async def _shared(self, charges: tuple[Charge, ...]) -> list[tuple[Charge, Inspection, Held]]:
+        """Limits that all tenants share: what the store says once this process's lease is spent."""
+        found = []
+        for charge in charges:
+            held = self._leases.held(charge.limit)
+            lacking = max(0, charge.amount - held.unspent)
+            asked = Charge(charge.limit, lacking, charge.periods)
+            found.append((charge, await self._store.inspect(tag_of(charge.limit), (asked,)), held))
+        return found
 
     async def look(self, principal: Principal) -> dict[str, object]:
         """A key about itself. Raises ``TooManyReads`` and ``StoreAway``."""
@@ -136,6 +159,18 @@ def name_of(limit: Limit) -> str:
         return "concurrent requests"
     last = _WINDOWS.get(limit.window, f"per {limit.window}")
     return f"{limit.dimension.replace('_', ' ')} {last}".strip()
+
+
+def _verdict_of(
+    charges: tuple[Charge, ...],
+    found: Inspection,
+    shared: list[tuple[Charge, Inspection, Held]],
+) -> dict[str, object]:
+    """What all tenants share is asked first."""
+    for charge, seen, _ in shared:
+        if not seen.verdict.admitted:
+            return _verdict((charge,), seen)
+    return _verdict(charges, found)
 
 
 def _verdict(charges: tuple[Charge, ...], found: Inspection) -> dict[str, object]:

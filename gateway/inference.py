@@ -42,7 +42,7 @@ from gateway.contract.errors import (
 from gateway.contract.ratelimits import Headers, families_of, rate_headers
 from gateway.engines import Engine, Engines
 from gateway.errors import normalise_engine_error, refusal_of
-from gateway.exchange import Exchange
+from gateway.exchange import Closing, Exchange
 from gateway.forward import Forwarder
 from gateway.metering.board import Slot
 from gateway.metering.desk import Desk
@@ -56,6 +56,7 @@ from gateway.wire.relay import Ended, Failed
 from gateway.wire.server import Request
 from quotas.errors import StoreUnavailable
 from quotas.estimate import Plan, PromptEstimator, plan
+from quotas.leases import Draw
 from quotas.limits import Charge, Level, Verdict
 from quotas.record import Outcome, UsageRecord
 from quotas.settlement import unbilled_ms
@@ -150,7 +151,7 @@ class Inference:
             slot = self._desk.claim()
             verdict, charges = await self._reserve(call, slot, terms, intent, started_ms)
         except BaseException:
-            self._unclaim(call, principal)  # no engine saw it: the key may come again
+            self._put_back(call, principal)  # no engine saw it
             raise
         call.exchange = Exchange(
             request_id=call.request_id,
@@ -165,6 +166,7 @@ class Inference:
             epoch=verdict.epoch,
             arrived_s=call.request.arrived_s,
             started_ms=started_ms,
+            shared=call.draw.charges if call.draw is not None else (),
         )
         call.reply.on_gone = lambda: call.stop("client_abort")
         self.running[call.request_id] = call
@@ -234,6 +236,12 @@ class Inference:
             raise IdempotencyKeyUsed(first)
         call.claim = name
 
+    def _put_back(self, call: Call, principal: Principal) -> None:
+        """It was not admitted: what it drew goes back, and its key may come again."""
+        if call.draw is not None:
+            self._admission.put_back(call.request_id, call.draw)
+        self._unclaim(call, principal)
+
     def _unclaim(self, call: Call, principal: Principal) -> None:
         if call.claim:
             self._admission.unclaim(principal, call.claim, call.request_id)
@@ -284,21 +292,23 @@ class Inference:
         assert envelope is not None
         principal, model = terms.principal, terms.model
         price = principal.price_of(model)
-        charges = terms.charges(
-            (
-                1,
-                intent.prompt_estimate,
-                intent.output,
-                intent.reserve,
-                1,
-                terms.hold_micro(intent),
-            ),
-            started_ms,
+        amounts = (
+            1,
+            intent.prompt_estimate,
+            intent.output,
+            intent.reserve,
+            1,
+            terms.hold_micro(intent),
         )
+        charges = terms.charges(amounts, started_ms)
         known = self.refusals.recall(charges, self._monotonic())
         if known is not None:
             self._desk.drop(slot)
             raise self._refusal(terms, known, started_ms)
+        if terms.shared:
+            await self._draw(
+                call, slot, terms, terms.shared_charges(amounts, started_ms), started_ms
+            )
         slot.reserving(
             bytes.fromhex(call.request_id),
             principal.tenant.id,
@@ -334,6 +344,30 @@ class Inference:
             raise self._refusal(terms, refused, started_ms, headers)
         slot.reserved(verdict.epoch)
         return verdict, charges
+
+    async def _draw(
+        self, call: Call, slot: Slot, terms: Terms, charges: tuple[Charge, ...], started_ms: int
+    ) -> None:
+        """Limits that all tenants share come first: this process has leases of them."""
+        known = self.refusals.recall(charges, self._monotonic())
+        try:
+            if known is None:
+                drawn = await self._admission.draw(call.request_id, charges)
+                if isinstance(drawn, Draw):
+                    call.draw = drawn
+                    for limit in drawn.shadowed:
+                        labels = labels_of(scope_of(limit), limit.dimension)
+                        self._counters.add("tf_shadow_refusals_total", labels)
+                    return
+                known = self.refusals.remember(charges, drawn, self._monotonic())
+        except StoreUnavailable:
+            self._desk.drop(slot)
+            raise StoreAway from None
+        except BaseException:
+            self._desk.drop(slot)
+            raise
+        self._desk.drop(slot)
+        raise self._refusal(terms, known, started_ms)
 
     async def _attempts(
         self,
@@ -401,7 +435,7 @@ class Inference:
                 task.add_done_callback(self._counting.discard)
                 return
         self._desk.close(slot, closing)
-        self._conclude(call, exchange, record)
+        self._conclude(call, exchange, closing)
 
     async def _close_later(self, call: Call, engine: Engine, slot: Slot, now_s: float) -> None:
         """The client has its answer; the engine is asked what it did not count."""
@@ -413,7 +447,7 @@ class Inference:
         finally:
             closing = exchange.closing(now_s, counted.prompt, counted.completion)
             self._desk.file(slot, closing)
-            self._conclude(call, exchange, closing.record)
+            self._conclude(call, exchange, closing)
 
     async def counted(self, timeout_s: float) -> None:
         """Wait for counts still asked for; what is late is recorded as estimated."""
@@ -423,11 +457,18 @@ class Inference:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    def _conclude(self, call: Call, exchange: Exchange, record: UsageRecord | None) -> None:
+    def _conclude(self, call: Call, exchange: Exchange, closing: Closing) -> None:
         """What is learned from an ending, and told of it."""
+        record = closing.record
         self.refusals.forget(exchange.charges)
+        if call.draw is not None:
+            self.refusals.forget(exchange.shared)
+            if record is None:
+                self._admission.put_back(call.request_id, call.draw)
+            else:
+                self._admission.settle(call.request_id, call.draw, closing.shared)
         if not exchange.epoch:
-            self._admission.ended(exchange.request_id)
+            self._admission.ended(exchange.principal, exchange.request_id)
         self._learn(call, exchange)
         if record is None:
             self._unclaim(call, exchange.principal)
@@ -576,7 +617,7 @@ class Inference:
 
     def _terms(self, principal: Principal, model: ModelDoc, user: str | None) -> Terms:
         """What limits this request; those of its end user where it names one."""
-        terms = terms_of(principal, model, self._calendars)
+        terms = terms_of(principal, model, self._calendars, self._snapshot.platform)
         if user and terms.has_users:
             return terms.for_user(identity.user_digest(self._pepper, user))
         return terms

@@ -11,11 +11,13 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.snapshot import (
+    PLATFORM_ID,
     Doc,
     KeyDoc,
     Kind,
     ModelDoc,
     Move,
+    PlatformDoc,
     ProjectDoc,
     SecretDoc,
     TenantDoc,
@@ -31,6 +33,7 @@ from gateway.store.schema import (
     endpoints,
     key_secrets,
     keys,
+    limits,
     models,
     pools,
     projects,
@@ -73,6 +76,7 @@ class Loader:
                     select(table.c.id).where(table.c.deleted_at.is_(None))
                 )
                 moves += [await self._move(connection, kind, row_id) for row_id in ids.all()]
+            moves.append(await self._move(connection, "platform", PLATFORM_ID))
             return version, moves
 
     async def since(self, version: int) -> tuple[int, list[Move]] | None:
@@ -85,6 +89,8 @@ class Loader:
             return now, [await self._move(connection, kind, row_id) for kind, row_id in rows]
 
     async def _move(self, connection: AsyncConnection, kind: str, row_id: int) -> Move:
+        if kind == "platform":
+            return Move("platform", PLATFORM_ID, encode_doc(await _platform(connection)))
         table = _TABLES[kind]
         query = select(table).where(table.c.id == row_id, table.c.deleted_at.is_(None))
         row = (await connection.execute(query)).mappings().one_or_none()
@@ -194,6 +200,40 @@ async def _model(connection: AsyncConnection, row: dict[str, object]) -> ModelDo
         timeouts=timeouts,
         price=await catalog.price_in_force(connection, _int(row["id"])),
         created_s=_int(row["created_ms"]) // 1000,
+    )
+
+
+async def _platform(connection: AsyncConnection) -> PlatformDoc:
+    """What all tenants share; a pool or model that is gone takes its limits along."""
+    own = await _shared(connection, "platform", PLATFORM_ID, "A", "platform")
+    found: dict[str, dict[int, tuple[Limit, ...]]] = {}
+    for kind, scope in (("pool", "G"), ("model", "M")):
+        table = _TABLES[kind]
+        rows = await connection.execute(
+            select(table.c.id, table.c.name)
+            .where(
+                table.c.deleted_at.is_(None),
+                table.c.id.in_(select(limits.c.scope_id).where(limits.c.scope_kind == kind)),
+            )
+            .order_by(table.c.id)
+        )
+        found[kind] = {
+            row.id: await _shared(
+                connection, kind, row.id, f"{scope}{row.id}", f"{kind} {row.name}"
+            )
+            for row in rows
+        }
+    return PlatformDoc(limits=own, pool_limits=found["pool"], model_limits=found["model"])
+
+
+async def _shared(
+    connection: AsyncConnection, kind: str, row_id: int, scope: str, shown: str
+) -> tuple[Limit, ...]:
+    return tuple(
+        [
+            _limit(scope, shown, name, value, version)
+            for name, value, version in await read_limits(connection, kind, row_id)
+        ]
     )
 
 

@@ -82,8 +82,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             ge=1,
             le=10_000,
-            description="hosts that share the store: what one may admit while it "
-            "is away is its part",
+            description="hosts that share the store, at least; how many processes do is learned, "
+            "and what one may admit while it is away is its part",
         ),
     ] = 1
     database_url: Annotated[

@@ -14,7 +14,9 @@ from quotas.limits import Limit
 from quotas.pricing import Price
 from routing.topology import Pool
 
-Kind = Literal["tenant", "project", "key", "model", "pool"]
+Kind = Literal["tenant", "project", "key", "model", "pool", "platform"]
+#: There is one platform.
+PLATFORM_ID = 1
 
 
 class _Scope(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,13 +91,28 @@ class ModelDoc(msgspec.Struct, frozen=True, kw_only=True):
     created_s: int = 0
 
 
-Doc = TenantDoc | ProjectDoc | KeyDoc | ModelDoc | Pool
+class PlatformDoc(msgspec.Struct, frozen=True, kw_only=True):
+    """What limits everybody: all requests, those to one pool, those for one model (by their ids)."""
+
+    id: int = PLATFORM_ID
+    limits: tuple[Limit, ...] = ()
+    pool_limits: dict[int, tuple[Limit, ...]] = {}
+    model_limits: dict[int, tuple[Limit, ...]] = {}
+
+    def limits_for(self, model: ModelDoc) -> tuple[Limit, ...]:
+        """Every limit that a request for the model shares with all tenants."""
+        of_pool = self.pool_limits.get(model.pool_id, ())
+        return self.limits + of_pool + self.model_limits.get(model.id, ())
+
+
+Doc = TenantDoc | ProjectDoc | KeyDoc | ModelDoc | Pool | PlatformDoc
 DOC_TYPES: dict[str, type[Doc]] = {
     "tenant": TenantDoc,
     "project": ProjectDoc,
     "key": KeyDoc,
     "model": ModelDoc,
     "pool": Pool,
+    "platform": PlatformDoc,
 }
 
 
@@ -149,6 +166,7 @@ class Snapshot:
         self.keys: dict[int, KeyDoc] = {}
         self.models: dict[int, ModelDoc] = {}
         self.pools: dict[int, Pool] = {}
+        self.platforms: dict[int, PlatformDoc] = {}
         self.model_by_name: dict[str, ModelDoc] = {}
         self._key_by_kid: dict[str, tuple[KeyDoc, SecretDoc]] = {}
         self._principals: dict[int, Principal] = {}
@@ -166,6 +184,10 @@ class Snapshot:
     def adopt(self, other: "Snapshot") -> None:
         """Become ``other`` in one step: a full load that was built beside this one."""
         self.__dict__.update(other.__dict__)
+
+    @property
+    def platform(self) -> PlatformDoc:
+        return self.platforms.get(PLATFORM_ID, _NO_PLATFORM)
 
     def find_secret(self, kid: str) -> tuple[KeyDoc, SecretDoc] | None:
         return self._key_by_kid.get(kid)
@@ -197,10 +219,13 @@ class Snapshot:
             self._key_by_kid.update((secret.kid, (doc, secret)) for secret in doc.secrets)
         if isinstance(doc, ModelDoc):
             self.model_by_name[doc.name] = doc
-        if kind in ("tenant", "project"):
+        if kind in ("tenant", "project", "platform"):
             self._principals.clear()
         elif kind == "key":
             self._principals.pop(row_id, None)
+
+
+_NO_PLATFORM = PlatformDoc()
 
 
 def encode_doc(doc: Doc) -> bytes:

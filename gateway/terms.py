@@ -13,7 +13,7 @@ import msgspec
 
 from gateway.contract.errors import RequestTooLarge
 from gateway.contract.ratelimits import Family, families_of
-from gateway.snapshot import ModelDoc, Principal
+from gateway.snapshot import ModelDoc, PlatformDoc, Principal
 from gateway.telemetry.counters import labels_of
 from quotas.calendar import Periods, periods_at, stale_ms
 from quotas.estimate import Plan
@@ -31,7 +31,14 @@ DIMENSIONS: tuple[Dimension, ...] = (
     "money",
 )
 Amounts = tuple[int, int, int, int, int, int]
-_KINDS = {"t": "tenant", "p": "project", "k": "key"}
+_KINDS = {
+    "t": "tenant",
+    "p": "project",
+    "k": "key",
+    "A": "platform",
+    "G": "pool",
+    "M": "model",
+}
 NANO_PER_MICRO = 1000
 #: End users remembered by the terms of one principal and model; beyond, all are forgotten.
 USERS_MAX = 1_000
@@ -76,6 +83,7 @@ class Calendars:
 
 class Terms:
     """See the module. ``limits`` in the order they are charged: the first to bind names itself.
+    ``shared``: those that all tenants share, drawn from leases before the others.
 
     ``tightest_*``: the least that an enforced limit of tokens, of output and of money can ever grant
     at once, None where there is none. ``spends``: money is limited here and enforced; ``price`` is the
@@ -87,7 +95,9 @@ class Terms:
         "_calendar",
         "_ceiling",
         "_quotas",
+        "_shared_at",
         "_users",
+        "_utc",
         "currency",
         "families",
         "has_users",
@@ -96,6 +106,7 @@ class Terms:
         "model",
         "price",
         "principal",
+        "shared",
         "spends",
         "tightest_money",
         "tightest_output",
@@ -108,6 +119,8 @@ class Terms:
         model: ModelDoc,
         calendar: Calendar,
         limits: tuple[Limit, ...],
+        shared: tuple[Limit, ...] = (),
+        utc: Calendar | None = None,
     ) -> None:
         self.principal = principal
         self.model = model
@@ -121,13 +134,30 @@ class Terms:
         self.labels = tuple([labels_of(scope_of(limit), limit.dimension) for limit in limits])
         self.has_users = bool(principal.user_limits())
         self._ceiling = None if self.price is None else price_ceiling(self.price)
-        self.tightest_tokens = _tightest(limits, ("tokens",))
-        self.tightest_output = _tightest(limits, ("output_tokens",))
+        self.tightest_tokens = _tightest(limits + shared, ("tokens",))
+        self.tightest_output = _tightest(limits + shared, ("output_tokens",))
         self.tightest_money = _tightest(limits, ("money",))
         self._calendar = calendar
         self._amount_at = tuple([DIMENSIONS.index(limit.dimension) for limit in limits])
         self._quotas = any(limit.algorithm == "quota" for limit in limits)
         self._users: dict[str, Terms] = {}
+        self.shared = shared
+        self._shared_at = tuple([DIMENSIONS.index(limit.dimension) for limit in shared])
+        self._utc = utc or Calendar(UTC)
+
+    def shared_charges(self, amounts: Amounts, unix_ms: int) -> tuple[Charge, ...]:
+        """One charge for each of ``shared``; their periods are UTC's."""
+        at = self._utc.at
+        return tuple(
+            [
+                Charge(
+                    limit,
+                    amounts[index],
+                    at(limit.window, unix_ms) if limit.algorithm == "quota" else None,
+                )
+                for limit, index in zip(self.shared, self._shared_at, strict=True)
+            ]
+        )
 
     def charges(self, amounts: Amounts, unix_ms: int) -> tuple[Charge, ...]:
         """One charge a limit; ``amounts`` in the order of ``DIMENSIONS``."""
@@ -183,17 +213,28 @@ class Terms:
                 self._users.clear()
             own = [msgspec.structs.replace(each, scope=each.scope + user) for each in templates]
             limits = (*self.limits, *own)
-            known = self._users[user] = Terms(self.principal, self.model, self._calendar, limits)
+            known = self._users[user] = Terms(
+                self.principal, self.model, self._calendar, limits, self.shared, self._utc
+            )
         return known
 
 
-def terms_of(principal: Principal, model: ModelDoc, calendars: Calendars) -> Terms:
-    """Made anew when the model's document is another one; a changed principal is another one too."""
+def terms_of(
+    principal: Principal,
+    model: ModelDoc,
+    calendars: Calendars,
+    platform: PlatformDoc,
+) -> Terms:
+    """Made anew when the model's document is another one; a changed principal is another one too, and
+    all are when the platform's document changes.
+    """
     known: Terms | None = principal.terms.get(model.id)
     if known is None or known.model is not model:
         calendar = calendars.of(principal.tenant.time_zone)
-        limits = principal.limits_for(model.id)
-        known = principal.terms[model.id] = Terms(principal, model, calendar, limits)
+        limits, shared = principal.limits_for(model.id), platform.limits_for(model)
+        known = principal.terms[model.id] = Terms(
+            principal, model, calendar, limits, shared, calendars.of("UTC")
+        )
     return known
 
 

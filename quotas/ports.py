@@ -132,6 +132,13 @@ class QuotaStore(Protocol):
         """Queue; the name is free again, if this request holds it."""
         ...
 
+    async def heartbeat(self, *, leaving: bool = False) -> int:
+        """Say that this process lives (for 30 s), or leaves; how many that share the store live now.
+
+        Raises ``StoreUnavailable``.
+        """
+        ...
+
     def settle_lag_s(self) -> float:
         """Age of the oldest settle or release not yet acknowledged; 0 when there is none."""
         ...

@@ -22,6 +22,8 @@ SHELLS = (
     "gateway.ceilings",  # asks engines
     "gateway.admission",
     "gateway.balances",
+    "gateway.census",
+    "gateway.leases",
     "gateway.call",  # holds a reply and a relay: sockets by type
     "gateway.children",
     "gateway.cli",

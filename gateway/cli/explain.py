@@ -66,6 +66,11 @@ def _say(found: dict[str, Any]) -> None:
 
 def _limit(limit: dict[str, Any]) -> dict[str, Any]:
     notes = [] if limit["enforced"] else ["shadow"]
+    notes += [
+        f"leased {each['unspent']} at {each['process']}"
+        for each in limit.get("leases", ())
+        if each["unspent"]
+    ]
     notes += [f"{each['holds']} at {each['process']}" for each in limit["holders"]]
     return {**limit, "reset": f"{limit['reset_ms'] / 1000:.1f} s", "notes": notes}
 

@@ -1,4 +1,4 @@
-"""``limits show|set|remove``: limits of tenants, projects and keys, by path."""
+"""``limits show|set|remove``: limits of tenants, projects, keys and what all share, by path."""
 
 import asyncio
 from typing import Any
@@ -13,7 +13,10 @@ from gateway.settings import Loaded
 COLUMNS = ("path", "limit", "value", "of", "notes", "version")
 
 
-@click.group(help="Show and change limits of tenants, projects and keys.")
+@click.group(
+    help="Show and change limits of tenants, projects and keys, and of what all of them share: "
+    "@platform, @pool/NAME, @model/NAME."
+)
 def limits() -> None:
     """The group."""
 

@@ -6,6 +6,7 @@ Not here: what is said (``gateway.explain``).
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -46,6 +47,7 @@ class Explanations:
         answers = await self._ask(key_id, found.id, input_tokens, output_tokens)
         if not answers:
             raise NoProcess("no data process answered; is one running, and its store reachable?")
+        _join_leases(answers)
         refusals = [each for said in answers for each in said["refusals"]]
         refusals.sort(key=lambda each: each["at_ms"], reverse=True)
         return {
@@ -65,9 +67,9 @@ class Explanations:
 
     async def _ask(
         self, key_id: int, model_id: int, input_tokens: int, output_tokens: int
-    ) -> list[dict[str, list[dict[str, int]]]]:
+    ) -> list[dict[str, Any]]:
         peers = {peer for peer in self._link.peers if peer.hello is not None}
-        answers: list[dict[str, list[dict[str, int]]]] = []
+        answers: list[dict[str, Any]] = []
         all_in = asyncio.Event()
 
         def take(peer: Peer, body: bytes) -> None:
@@ -92,3 +94,14 @@ class Explanations:
         finally:
             del self._waiting[number]
         return answers
+
+
+def _join_leases(answers: list[dict[str, Any]]) -> None:
+    """Each process knows its own leases: the first answer gets those of all."""
+    first, *others = answers
+    rows = {(row["scope"], row["name"]): row for row in first["limits"] if "leases" in row}
+    for said in others:
+        for row in said["limits"]:
+            into = rows.get((row["scope"], row["name"]))
+            if into is not None:
+                into["leases"] += row.get("leases", [])

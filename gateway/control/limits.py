@@ -14,8 +14,10 @@ from gateway.store import changes
 from gateway.store.accounts import NotFound, live_id
 from gateway.store.database import Database
 from gateway.store.limits import (
+    SHARED_KINDS,
     LimitName,
     LimitValue,
+    changed_row,
     drop_limit,
     find_scope,
     list_limits,
@@ -66,6 +68,8 @@ class LimitsDesk:
             raise ValueError("a limit is of one model or of each end user, not of both")
         async with self._db.begin() as connection:
             kind, scope_id = await find_scope(connection, wanted.path)
+            if kind in SHARED_KINDS:
+                _check_shared(wanted)
             model_id = await self._model_id(connection, wanted.model)
             each = "user" if wanted.end_user else ""
             values: dict[LimitName, LimitValue] = {
@@ -80,7 +84,7 @@ class LimitsDesk:
                 if not await drop_limit(connection, kind, scope_id, limit):
                     raise NotFound(f"{wanted.path} has no limit {name} there")
                 changed = True
-            rows = [(kind, scope_id)] if changed else []
+            rows = [changed_row(kind, scope_id)] if changed else []
             version = (
                 await changes.bump(connection, rows) if rows else await changes.current(connection)
             )
@@ -95,3 +99,12 @@ class LimitsDesk:
         if model_id is None:
             raise NotFound(f"no model {name}")
         return model_id
+
+
+def _check_shared(wanted: LimitsChange) -> None:
+    """What all tenants share is limited as a whole. Raises ``ValueError``."""
+    if wanted.model is not None or wanted.end_user:
+        raise ValueError(f"{wanted.path} has limits as a whole: no model, no end user")
+    for dimension, _ in wanted.limits.values():
+        if dimension == "money":
+            raise ValueError("money is limited for tenants, projects and keys")

@@ -15,7 +15,7 @@ from gateway.link.messages import Counters
 Series = dict[str, dict[str, float]]
 Observed = dict[str, dict[str, list[float]]]
 #: Gauges that are no sum over processes.
-_FOLDS = {"tf_snapshot_version": min, "tf_settle_lag_seconds": max}
+_FOLDS = {"tf_snapshot_version": min, "tf_settle_lag_seconds": max, "tf_processes_known": max}
 
 
 class Sums(msgspec.Struct):

@@ -22,11 +22,11 @@ from gateway.declared.document import (
     ProjectPart,
     TenantPart,
 )
-from gateway.declared.limits import LimitsPart
+from gateway.declared.limits import LimitsPart, SharedLimits
 from gateway.declared.prices import PricePart
 from gateway.store import accounts, catalog, changes, contracts, publishers
 from gateway.store.database import Database
-from gateway.store.limits import set_limits
+from gateway.store.limits import PLATFORM, PLATFORM_ID, changed_row, set_limits
 from gateway.store.schema import endpoints, keys, models, pools, projects, tenants
 from gateway.store.schema import publishers as schema_publishers
 from quotas.pricing import DEFAULT_TIER
@@ -99,6 +99,8 @@ class _Run:
         self._now_ms = applier._now_ms()  # noqa: SLF001 -- one of two halves
 
     async def all(self, *, prune: bool) -> None:
+        if self._declared.limits is not None:
+            await self._shared("platform", PLATFORM_ID, PLATFORM, self._declared.limits)
         for pool in self._declared.pools:
             await self._pool(pool)
         for publisher in self._declared.publishers:
@@ -126,6 +128,7 @@ class _Run:
 
     async def _pool(self, part: PoolPart) -> None:
         pool_id = await self._named("pools", pools, part.name, name=part.name)
+        await self._shared("pool", pool_id, part.name, part.limits)
         for endpoint in part.endpoints:
             options = endpoint.model_dump(exclude={"url", "cost"}, mode="json")
             text = json.dumps(options, sort_keys=True)
@@ -175,6 +178,7 @@ class _Run:
             await self._set(models, model_id, **wanted)
             self._note("updated", "models", part.name)
             self._rows.append(("model", model_id))
+        await self._shared("model", model_id, part.name, part.limits)
 
     async def _price(self, model_id: int, part: PricePart, tenant_id: int = 0) -> bool:
         """The price and its tiers, for everybody or for one tenant; whether anything changed."""
@@ -279,6 +283,12 @@ class _Run:
             self._note_change("tenants", part.name)
             self._rows.append(("tenant", tenant_id))
         return tenant_id
+
+    async def _shared(self, kind: str, row_id: int, path: str, part: SharedLimits) -> None:
+        """Limits that all tenants share."""
+        if await set_limits(self._connection, kind, row_id, part.rows()):
+            self._note_change("platform" if kind == "platform" else kind + "s", path)
+            self._rows.append(changed_row(kind, row_id))
 
     async def _limits(self, kind: str, row_id: int, path: str, part: LimitsPart) -> None:
         ids = {}

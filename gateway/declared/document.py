@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from gateway.declared.contracts import ContractPart, CostPart, SharePart, check_shares
-from gateway.declared.limits import LimitsPart, ScopeLimits
+from gateway.declared.limits import LimitsPart, ScopeLimits, SharedLimits
 from gateway.declared.prices import PricePart, TimeZone, WhenPart
 from gateway.wire.dial import parse_endpoint
 
@@ -77,6 +77,7 @@ class EndpointPart(_Part):
 class PoolPart(_Part):
     name: Name
     endpoints: list[EndpointPart] = []
+    limits: SharedLimits = SharedLimits()
 
 
 class TimeoutsPart(_Part):
@@ -96,6 +97,7 @@ class ModelPart(_Part):
     timeouts: TimeoutsPart = TimeoutsPart()
     price: PricePart | None = None
     shares: list[SharePart] | None = None
+    limits: SharedLimits = SharedLimits()
 
     @model_validator(mode="after")
     def _shares_fit(self) -> "ModelPart":
@@ -137,8 +139,9 @@ class TenantPart(_Part):
 
 
 class Declared(_Part):
-    """The whole file; every section may be missing."""
+    """The whole file; every section may be missing. ``limits``: of all tenants together."""
 
+    limits: SharedLimits | None = None
     pools: list[PoolPart] = []
     publishers: list[PublisherPart] = []
     models: list[ModelPart] = []

@@ -184,6 +184,21 @@ class ScopeLimits(BaseModel):
         return found
 
 
+class SharedLimits(ScopeLimits):
+    """Limits that all tenants share: of the platform, a pool or a model. Their calendar is UTC's."""
+
+    @model_validator(mode="after")
+    def _no_money(self) -> "SharedLimits":
+        for name in NAMES:
+            if name.startswith("budget") and getattr(self, name) is not None:
+                raise ValueError(f"{name}: money is limited for tenants, projects and keys")
+        return self
+
+    def rows(self) -> dict[LimitName, LimitValue]:
+        """Every limit that is set."""
+        return {LimitName(*what): value for what, value in self.values().items()}
+
+
 class LimitsPart(ScopeLimits):
     """``models``: further limits of the same scope, of one model each; ``end_user``: of each end user
     that requests name.

@@ -53,7 +53,7 @@ def context_from(snapshot: Snapshot) -> RecoveryContext:
         model = snapshot.models.get(model_id)
         if principal is None or model is None:
             return ()
-        return terms_of(principal, model, calendars).charges(amounts, unix_ms)
+        return terms_of(principal, model, calendars, snapshot.platform).charges(amounts, unix_ms)
 
     def endpoint_name(endpoint_id: int) -> str:
         for pool in snapshot.pools.values():

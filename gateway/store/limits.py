@@ -9,11 +9,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.accounts import NotFound, ensure_project, find_key, live_id
-from gateway.store.schema import keys, limits, models, projects, tenants
+from gateway.store.schema import keys, limits, models, pools, projects, tenants
+
+#: What all tenants share has paths that are no tenant's: "@platform", "@pool/gpu-a", "@model/llama".
+PLATFORM = "@platform"
+SHARED_TABLES = {"pool": pools, "model": models}
+#: Scopes whose limits all tenants share; they are one document.
+SHARED_KINDS = ("platform", "pool", "model")
+PLATFORM_ID = 1
 
 
 class LimitName(msgspec.Struct, frozen=True):
@@ -127,7 +134,20 @@ class ScopedLimit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def find_scope(connection: AsyncConnection, path: str) -> tuple[str, int]:
-    """(kind, id) of ``acme``, ``acme/chatbot`` or ``acme/chatbot/ci``. Raises ``NotFound``."""
+    """(kind, id) of ``acme``, ``acme/chatbot`` or ``acme/chatbot/ci``, or of what all tenants share.
+    Raises ``NotFound``.
+    """
+    if path == PLATFORM:
+        return "platform", PLATFORM_ID
+    if path.startswith("@"):
+        kind, _, name = path[1:].partition("/")
+        table = SHARED_TABLES.get(kind)
+        if table is None or not name:
+            raise NotFound(f"no scope {path}; expected @platform, @pool/NAME or @model/NAME")
+        row_id = await live_id(connection, table, name=name)
+        if row_id is None:
+            raise NotFound(f"no {kind} {name}")
+        return kind, row_id
     parts = path.split("/")
     if len(parts) == 3:  # noqa: PLR2004 -- tenant, project, key
         return "key", await find_key(connection, path)
@@ -167,8 +187,20 @@ async def list_limits(connection: AsyncConnection, under: str = "") -> list[Scop
     return sorted(found, key=lambda each: each.path.split("/"))
 
 
+def changed_row(kind: str, scope_id: int) -> tuple[str, int]:
+    """The document that a change of a scope's limits changes, for the change log."""
+    return ("platform", PLATFORM_ID) if kind in SHARED_KINDS else (kind, scope_id)
+
+
 _PROJECT_PATH = tenants.c.name + "/" + projects.c.name
 _PATHS = {
+    "platform": select(literal(PLATFORM_ID).label("id"), literal(PLATFORM).label("path")),
+    **{
+        kind: select(table.c.id, (literal(f"@{kind}/") + table.c.name).label("path")).where(
+            table.c.deleted_at.is_(None)
+        )
+        for kind, table in SHARED_TABLES.items()
+    },
     "tenant": select(tenants.c.id, tenants.c.name.label("path")).where(
         tenants.c.deleted_at.is_(None)
     ),

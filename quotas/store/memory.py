@@ -241,6 +241,10 @@ class MemoryStore:
         if self._claims.get((tag, name), ("", 0))[0] == request_id:
             del self._claims[tag, name]
 
+    async def heartbeat(self, *, leaving: bool = False) -> int:
+        """Nobody shares a process's memory."""
+        return 0 if leaving else 1
+
     def settle_lag_s(self) -> float:
         """Always 0: nothing is queued."""
         return 0.0

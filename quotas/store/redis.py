@@ -41,6 +41,9 @@ from quotas.store.steps import (
 RENEW_EVERY_S = LEASE_MS / 3000
 #: Leases of a tag are forgotten when nobody has renewed one for this long.
 LEASES_KEPT_MS = 86_400_000
+#: The tag whose owners are the processes that share this store.
+PROCESSES_TAG = "processes"
+
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -195,6 +198,11 @@ class RedisStore:
 
     def unclaim(self, tag: str, name: str, request_id: str) -> None:
         self._queue(Job(UNCLAIM, [_claim_key(tag, name)], (request_id,), None))
+
+    async def heartbeat(self, *, leaving: bool = False) -> int:
+        lease_ms = 0 if leaving else LEASE_MS
+        arguments = (self._owner, lease_ms, LEASES_KEPT_MS)
+        return cast(int, (await self._call(RENEW, _keys(PROCESSES_TAG, ""), arguments))[1])
 
     def settle_lag_s(self) -> float:
         oldest = next(iter(self._unacknowledged), None)

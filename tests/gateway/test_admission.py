@@ -6,9 +6,11 @@ import pytest
 
 from gateway.admission import Admission, NotAsked, Shares
 from gateway.balances import Balances
+from gateway.leases import Leases
 from gateway.snapshot import KeyDoc, Principal, ProjectDoc, TenantDoc
+from gateway.telemetry.counters import Counters
 from quotas.errors import StoreUnavailable
-from quotas.limits import Charge, Limit
+from quotas.limits import Charge, Limit, Verdict
 from quotas.store.memory import MemoryStore
 from tests.support.until import until
 
@@ -109,7 +111,17 @@ class Bench:
         self.store = Store()
         self.now_ms = NOW_MS
         balances = Balances(self.store, None, list)  # type: ignore[arg-type]
-        self.admission = Admission(self.store, balances, processes=1, unix_ms=lambda: self.now_ms)
+        self.now_s = 0.0
+        self.leases = Leases(
+            self.store, Counters(), name="p", processes=lambda: 1, monotonic=lambda: self.now_s
+        )
+        self.admission = Admission(
+            self.store,
+            balances,
+            self.leases,
+            processes=lambda: 1,
+            unix_ms=lambda: self.now_ms,
+        )
 
     def reserve(self, request_id, amount, limit):
         return self.admission.reserve(PRINCIPAL, request_id, (Charge(limit, amount),), 60)
@@ -159,7 +171,7 @@ async def test_an_ended_requests_own_settle_is_the_only_one(bench):
     await bench.reserve("r0", 1, limit)
     bench.now_ms += 60_000
     assert (await bench.reserve("r1", 400, limit)).admitted
-    bench.admission.ended("r1")
+    bench.admission.ended(PRINCIPAL, "r1")
     bench.store.away = False
     await until(lambda: not bench.admission.away)
 
@@ -174,3 +186,47 @@ async def test_a_second_outage_begins_with_empty_buckets(bench):
         bench.store.away = False
         await until(lambda: not bench.admission.away)
         await asyncio.sleep(0)
+
+
+def shared(capacity=600, outage="local_share", scope="A", **fields):
+    return Limit(scope, "platform", "tokens", "bucket", capacity, 600, 1, outage=outage, **fields)
+
+
+async def test_a_lease_is_drawn_while_the_store_is_away_and_then_its_outage_rules(bench):
+    limit, closed = shared(), shared(outage="fail_closed", scope="M7")
+    for each in (limit, closed):
+        draw = await bench.admission.draw("r0", (Charge(each, 50),))
+        bench.admission.settle("r0", draw, (Charge(each, 0),))
+    bench.store.away = True
+    assert not isinstance(await bench.admission.draw("r1", (Charge(closed, 40),)), Verdict)
+    assert not bench.admission.away
+    with pytest.raises(NotAsked):
+        await bench.admission.draw("r2", (Charge(closed, 40),))
+    assert bench.admission.away
+    assert not isinstance(await bench.admission.draw("r3", (Charge(limit, 40),)), Verdict)
+    refused = await bench.admission.draw("r4", (Charge(limit, 30),))
+    assert (refused.reason, refused.binding) == ("rate", 0)  # a share starts empty
+    bench.now_ms += 60_000
+    assert not isinstance(await bench.admission.draw("r5", (Charge(limit, 30),)), Verdict)
+
+
+async def test_what_was_shared_without_the_store_is_charged_to_its_own_tag(bench):
+    limit = shared()
+    bench.store.away = True
+    await bench.admission.draw("r0", (Charge(limit, 1),))
+    bench.now_ms += 60_000
+    ended = await bench.admission.draw("r1", (Charge(limit, 200),))
+    back = await bench.admission.draw("r2", (Charge(limit, 100),))
+    still_open = await bench.admission.draw("r3", (Charge(limit, 100),))
+    assert not any(isinstance(each, Verdict) for each in (ended, back, still_open))
+    bench.admission.settle("r1", ended, (Charge(limit, 150),))
+    bench.admission.put_back("r2", back)
+    bench.store.away = False
+    await until(lambda: not bench.admission.away)
+
+    owed = [
+        (s.tag, s.reservation_id, s.charged[0].amount) for s in bench.store.settled if s.epoch == ""
+    ]
+    assert owed == [("A", "r1+", 150), ("A", "r3+", 100)]
+    seen = await bench.store.inspect("A", (Charge(limit, 0),))
+    assert seen.verdict.levels[0].remaining == 600 - 250

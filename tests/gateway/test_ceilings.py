@@ -8,7 +8,15 @@ from gateway.ceilings import Ceilings
 from gateway.contract.envelope import parse
 from gateway.contract.errors import CostUnbounded, ModelNotPriced
 from gateway.engines import Engines
-from gateway.snapshot import KeyDoc, ModelDoc, Principal, ProjectDoc, Snapshot, TenantDoc
+from gateway.snapshot import (
+    KeyDoc,
+    ModelDoc,
+    PlatformDoc,
+    Principal,
+    ProjectDoc,
+    Snapshot,
+    TenantDoc,
+)
 from gateway.terms import Calendars, terms_of
 from gateway.wire.fetch import Fetched, FetchFailed
 from quotas.estimate import TEMPLATE_TOKENS
@@ -58,7 +66,7 @@ async def most(
     body = json.dumps({name: value for name, value in asked.items() if value is not None})
     envelope = parse(body.encode(), operation)
     ceilings = Ceilings(snapshot, engines, engine.fetch)
-    terms = terms_of(who, model, Calendars())
+    terms = terms_of(who, model, Calendars(), PlatformDoc())
     return len(body), await ceilings.of(terms, envelope, body.encode(), context)
 
 

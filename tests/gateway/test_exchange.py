@@ -179,3 +179,17 @@ def test_a_prompt_that_only_a_tokenizer_counted_refunds_nothing_of_a_cut_answer(
         {"input": 18, "output": 0},
     )
     assert charged(closing) == [1, 500, 0]
+
+
+def test_what_all_tenants_share_comes_to_the_same_counts_as_the_tenants_own():
+    made = exchange()
+    made.shared = charges_for(
+        (Limit("A", "platform", "tokens", "bucket", 9000, 1, 1),), {"tokens": 500}
+    )
+    made.dispatch(ENDPOINT, 1_100)
+    made.commit(10.5)
+    see(made, 4)
+    made.end("client_abort", 200, 2_000)
+
+    assert [each.amount for each in made.closing(12.0).shared] == [20]
+    assert "A" not in [each.limit.scope for each in made.closing(12.0).settlement.charged]

@@ -4,8 +4,10 @@ import pytest
 
 from gateway.contract.errors import StoreAway, TooManyReads
 from gateway.explain import LOOKS_PER_KEY_MAX, Asked, Explainer, name_of
+from gateway.leases import Leases
 from gateway.refusals import Refusal, Refusals
 from gateway.snapshot import KeyDoc, ModelDoc, Move, ProjectDoc, Snapshot, TenantDoc, encode_doc
+from gateway.telemetry.counters import Counters
 from quotas.calendar import periods_at
 from quotas.errors import StoreUnavailable
 from quotas.limits import Charge, Limit
@@ -38,7 +40,12 @@ class Bench:
         self.snapshot.apply(1, documents())
         self.store = MemoryStore(lambda: NOW_MS)
         self.refusals = Refusals()
-        self.explainer = Explainer(self.snapshot, self.store, self.refusals, lambda: NOW_MS)
+        self.leases = Leases(
+            self.store, Counters(), name="p", processes=lambda: 1, monotonic=lambda: 0.0
+        )
+        self.explainer = Explainer(
+            self.snapshot, self.store, self.refusals, self.leases, lambda: NOW_MS
+        )
         self.principal = self.snapshot.principal(3)
 
     async def hold(self, tokens):
@@ -121,7 +128,7 @@ class Away:
 
 
 async def test_a_store_that_is_away_and_a_key_that_asks_too_much_are_refused(bench):
-    explainer = Explainer(bench.snapshot, Away(), bench.refusals, lambda: NOW_MS)
+    explainer = Explainer(bench.snapshot, Away(), bench.refusals, bench.leases, lambda: NOW_MS)
     with pytest.raises(StoreAway):
         await explainer.look(bench.principal)
     explainer._looking[3] = LOOKS_PER_KEY_MAX

@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.contract.errors import RequestTooLarge
-from gateway.snapshot import KeyDoc, ModelDoc, Principal, ProjectDoc, TenantDoc
+from gateway.snapshot import KeyDoc, ModelDoc, PlatformDoc, Principal, ProjectDoc, TenantDoc
 from gateway.terms import Calendars, scope_of, terms_of
 from quotas.estimate import Plan
 from quotas.limits import Limit
@@ -34,7 +34,7 @@ def principal(tenant=(DAY,), key=(REQUESTS,), **fields):
 
 
 def terms(who=None, what=None):
-    return terms_of(who or principal(), what or model(), Calendars())
+    return terms_of(who or principal(), what or model(), Calendars(), PlatformDoc())
 
 
 def test_limits_of_the_model_come_with_those_of_every_model():
@@ -44,10 +44,10 @@ def test_limits_of_the_model_come_with_those_of_every_model():
 
 def test_they_are_made_once_and_anew_when_the_model_changes():
     who, what, calendars = principal(), model(), Calendars()
-    first = terms_of(who, what, calendars)
+    first = terms_of(who, what, calendars, PlatformDoc())
 
-    assert terms_of(who, what, calendars) is first
-    assert terms_of(who, model(), calendars) is not first
+    assert terms_of(who, what, calendars, PlatformDoc()) is first
+    assert terms_of(who, model(), calendars, PlatformDoc()) is not first
 
 
 def test_amounts_go_to_their_dimensions_and_quotas_get_their_periods():
@@ -131,3 +131,23 @@ def test_shadow_limits_refuse_nothing():
 )
 def test_a_scope_has_one_word_for_metrics(scope, kind):
     assert scope_of(bucket(scope)) == kind
+
+
+def test_what_all_tenants_share_is_charged_apart_and_bounds_an_answer():
+    everybody = bucket("A", "requests", capacity=5)
+    tokens = Limit("M7", "model llama", "tokens", "quota", 400, 0, 1, "day")
+    platform = PlatformDoc(
+        limits=(everybody,), pool_limits={2: (bucket("G2"),)}, model_limits={7: (tokens,)}
+    )
+    made = terms_of(principal(), model(), Calendars(), platform)
+
+    assert made.shared == (everybody, tokens)
+    assert "A" not in [limit.scope for limit in made.limits]
+    charges = made.shared_charges((1, 30, 70, 100, 1, 0), NOW_MS)
+    assert [each.amount for each in charges] == [1, 100]
+    assert charges[1].periods.this_id == "2027-01-15"
+    assert made.tightest_tokens is tokens
+    assert made.for_user("ab").shared == made.shared
+    assert [scope_of(each) for each in (everybody, bucket("G2"), tokens)] == [
+        "platform", "pool", "model",
+    ]  # fmt: skip

@@ -50,7 +50,7 @@ def money_limits(snapshot: Snapshot) -> tuple[Limit, ...]:
     """Those of the key, as its requests for the model are held to, an end user's included."""
     principal, model = snapshot.principal(1), snapshot.models[1]
     assert principal is not None
-    limits = terms_of(principal, model, Calendars()).for_user("ab").limits
+    limits = terms_of(principal, model, Calendars(), snapshot.platform).for_user("ab").limits
     return tuple(each for each in limits if each.dimension == "money")
 
 

@@ -15,6 +15,9 @@ SNAPSHOT.keys[3] = KeyDoc(id=3, project_id=2, name="ci", path="acme/bot/ci", sec
 SNAPSHOT.model_by_name["llama"] = ModelDoc(id=7, name="llama", upstream="llama", pool_id=1)
 
 
+LIMIT = {"scope": "tenant acme", "name": "tokens per minute"}
+
+
 class Peer:
     def __init__(self, said: dict[str, Any] | None) -> None:
         self.hello = Hello(0, 1, 1)
@@ -48,20 +51,29 @@ class Link:
 
 
 def said(*at_ms: int) -> dict[str, Any]:
-    return {"limits": [1], "refusals": [{"at_ms": at} for at in at_ms]}
+    return {"limits": [LIMIT], "refusals": [{"at_ms": at} for at in at_ms]}
 
 
 async def test_levels_come_from_one_and_refusals_from_all_newest_first() -> None:
     link = Link(said(5, 1), said(9))
     found = await link.explain()
     assert found["request"] == {"input_tokens": 600, "output_tokens": 400}
-    assert found["limits"] == [1]
+    assert found["limits"] == [LIMIT]
     assert [each["at_ms"] for each in found["refusals"]] == [9, 5, 1]
     assert (link.asked[0].key_id, link.asked[0].model_id) == (3, 7)
 
 
+async def test_each_process_tells_its_own_leases() -> None:
+    def leased(process: str) -> dict[str, Any]:
+        return {**LIMIT, "leases": [{"process": process, "unspent": 7, "out": 1}]}
+
+    link = Link(*({"limits": [leased(name)], "refusals": []} for name in "ab"))
+    found = await link.explain()
+    assert {each["process"] for each in found["limits"][0]["leases"]} == {"a", "b"}
+
+
 async def test_a_process_that_does_not_answer_is_not_waited_for_long() -> None:
-    assert (await Link(said(1), None).explain())["limits"] == [1]
+    assert (await Link(said(1), None).explain())["limits"] == [LIMIT]
 
 
 @pytest.mark.parametrize("link", [(), (None,), ({},)])

@@ -111,3 +111,44 @@ async def test_unknown_paths_and_models_are_told_and_nothing_changes(bench: Benc
     with pytest.raises(ValueError, match="not of both"):
         await bench.change("acme", model="llama", end_user=True)
     assert bench.changes == 0
+
+
+async def test_what_all_tenants_share_is_changed_by_paths_of_its_own(bench: Bench) -> None:
+    before = await bench.snapshot()
+    await bench.change("@platform", limits={"requests_per_minute": 9_000})
+    await bench.change("@pool/fra", limits={"concurrent_requests": 64})
+    done = await bench.change("@model/llama", limits={"tokens_per_minute": {"limit": 1_000_000}})
+    assert done["changed"]
+    assert (await bench.names("@model/llama")) == [("@model/llama", "tokens_per_minute", 1_000_000)]
+    assert [path for path, _, _ in (await bench.names())[:3]] == [
+        "@model/llama",
+        "@platform",
+        "@pool/fra",
+    ]
+    after = await bench.snapshot()
+    assert before.platform.limits_for(after.model_by_name["llama"]) == ()
+    shared = after.platform.limits_for(after.model_by_name["llama"])
+    assert [(each.scope_name, each.dimension, each.version) for each in shared] == [
+        ("platform", "requests", 1),
+        ("pool fra", "concurrency", 1),
+        ("model llama", "tokens", 1),
+    ]
+    await bench.change("@pool/fra", remove=["concurrent_requests"])
+    assert len((await bench.snapshot()).platform.limits_for(after.model_by_name["llama"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "said"),
+    [
+        ("@pool/gone", {"limits": {"requests_per_minute": 1}}, "no pool gone"),
+        ("@what", {}, "expected @platform"),
+        ("@platform", {"limits": {"budget_per_day": "1.00"}}, "money is limited for"),
+        ("@platform", {"model": "llama"}, "as a whole"),
+        ("@model/llama", {"end_user": True}, "as a whole"),
+    ],
+)
+async def test_a_share_of_nothing_is_refused(
+    bench: Bench, path: str, fields: dict[str, Any], said: str
+) -> None:
+    with pytest.raises((NotFound, ValueError), match=said):
+        await bench.change(path, **fields)

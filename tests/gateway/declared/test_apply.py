@@ -185,3 +185,34 @@ async def test_a_revoked_key_in_the_file_stays_revoked(db: Database) -> None:
     kid = identity.parse(applied.keys[0]["secret"])
     assert kid is not None
     assert (await loaded(db)).find_secret(kid) is None
+
+
+async def test_limits_that_all_tenants_share_are_what_the_file_says(db: Database) -> None:
+    document = full()
+    document["limits"] = {"requests_per_minute": 9_000}
+    document["pools"][0]["limits"] = {"concurrent_requests": 64}
+    document["models"][0]["limits"] = {
+        "tokens_per_minute": {"limit": 10**6, "outage": "fail_closed"}
+    }
+    applied = await apply(db, document)
+    assert applied.updated == {"platform": ["@platform"]}
+    snapshot = await loaded(db)
+    shared = snapshot.platform.limits_for(snapshot.model_by_name["llama"])
+    assert [each.scope_name for each in shared] == ["platform", "pool fra", "model llama"]
+    assert (await apply(db, document)).updated == {}
+    document["models"][0]["limits"] = {"tokens_per_minute": 10**6}
+    again = await apply(db, document)
+    assert again.updated == {"models": ["llama"]}
+    del document["limits"], document["pools"][0]["limits"]
+    await apply(db, document)
+    snapshot = await loaded(db)
+    shared = snapshot.platform.limits_for(snapshot.model_by_name["llama"])
+    assert [(each.scope_name, each.version) for each in shared] == [
+        ("platform", 1),
+        ("model llama", 2),
+    ]
+
+
+async def test_money_is_not_shared_by_all_tenants(db: Database) -> None:
+    with pytest.raises(DeclaredError, match="budget_per_day: money is limited for tenants"):
+        await apply(db, full() | {"limits": {"budget_per_day": "1.00"}})

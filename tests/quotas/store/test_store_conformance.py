@@ -332,3 +332,10 @@ async def test_done_runs_once_for_each_queued_step(rig):
 
     assert ran == ["settle", "release"]
     assert rig.store.settle_lag_s() == 0
+
+
+async def test_a_process_that_lives_counts_until_it_leaves(rig):
+    assert await rig.store.heartbeat() >= 1
+    assert await rig.store.heartbeat(leaving=True) == 0
+    assert await rig.store.heartbeat() == 1
+    await rig.store.heartbeat(leaving=True)
