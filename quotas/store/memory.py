@@ -31,8 +31,9 @@ from quotas.store.plain import settle_plain, take_plain
 from quotas.store.plans import Plan, Reservation, Tag
 from quotas.tallies import Look, period_now
 
-#: Ended reservations remembered, to answer a repeated reserve: the newest of all tags.
-ENDED_KEPT = 65_536
+#: Ended reservations remembered, to answer a repeated reserve: the newest of all tags. An id comes
+#: again in this process within its own request or never; each takes some 1.3 kB.
+ENDED_KEPT = 4_096
 #: Held reservations are looked through for forgotten ones once every so many reserves.
 SWEEP_EVERY = 4_096
 
