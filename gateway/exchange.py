@@ -95,6 +95,7 @@ class Exchange:
         "prompts",
         "reached_engine",
         "request_id",
+        "reserved",
         "shared",
         "started_ms",
         "state",
@@ -117,11 +118,13 @@ class Exchange:
         arrived_s: float,
         started_ms: int,
         shared: tuple[Charge, ...] = (),
+        reserved: bool = False,
     ) -> None:
         self.request_id = request_id
         self.principal = principal
         self.model = model
         self.price = principal.price_of(model)  # frozen at admission
+        self.reserved = reserved  # on reserved throughput, which is paid by the hour
         self.operation = operation
         self.prompts = prompts
         self.n = n
@@ -234,6 +237,7 @@ class Exchange:
             model_id=self.model.id,
             price_id=self.price.id if self.price else 0,
             operation=self.operation,
+            reserved=self.reserved,
             choices=self.n,
             prompts=self.prompts,
             prompt_estimate=self.prompt_estimate,

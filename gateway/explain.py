@@ -13,7 +13,7 @@ from gateway.contract.errors import StoreAway, TooManyReads
 from gateway.leases import Held, Leases, tag_of
 from gateway.refusals import Refusal, Refusals
 from gateway.snapshot import Principal, Snapshot
-from gateway.terms import Calendars, terms_of
+from gateway.terms import Amounts, Calendars, Terms, terms_of
 from quotas.errors import StoreUnavailable
 from quotas.estimate import Plan
 from quotas.limits import Charge, Gauge, Inspection, Level, Limit
@@ -68,6 +68,7 @@ class Explainer:
         return {
             "store": self._store.name,
             "verdict": _verdict_of(charges, found, shared),
+            "throughput": await self._throughput(terms, amounts),
             "limits": [
                 *[
                     _limit(charge, seen.verdict.levels[0], seen.gauges[0], holders=True)
@@ -96,6 +97,25 @@ class Explainer:
             found.append((charge, await self._store.inspect(tag_of(charge.limit), (asked,)), held))
         return found
 
+    async def _throughput(self, terms: Terms, amounts: Amounts) -> dict[str, object] | None:
+        """What the request would get of reserved throughput, which is asked first; None where the
+        tenant has none of the model.
+        """
+        sold = terms.on_throughput(self._unix_ms())
+        if sold is None:
+            return None
+        charges = sold.charges((*amounts[:-1], 0), self._unix_ms())
+        found = await self._store.inspect(terms.principal.tag, charges)
+        return {
+            "overflow": "spill" if sold.spills else "reject",
+            "verdict": _verdict(charges, found),
+            "limits": [
+                _limit(charge, level, gauge, holders=True)
+                for charge, level, gauge in _rows(charges, found)
+                if charge.limit.scope == charges[-1].limit.scope
+            ],
+        }
+
     async def look(self, principal: Principal) -> dict[str, object]:
         """A key about itself. Raises ``TooManyReads`` and ``StoreAway``."""
         key_id = principal.key.id
@@ -121,6 +141,11 @@ class Explainer:
                     limits += own
         calendar = self._calendars.of(principal.tenant.time_zone)
         now_ms = self._unix_ms()
+        for model_id, held in principal.tenant.throughput.items():
+            model = self._snapshot.models.get(model_id)
+            if model is not None and held.holds(now_ms) and _may_use(principal, model.name):
+                of_models[id(held.limit)] = model.name
+                limits.append(held.limit)
         charges = tuple(
             Charge(
                 limit, 0, calendar.at(limit.window, now_ms) if limit.algorithm == "quota" else None

@@ -46,6 +46,7 @@ from gateway.exchange import Closing, Exchange
 from gateway.forward import Forwarder
 from gateway.metering.board import Slot
 from gateway.metering.desk import Desk
+from gateway.metering.slots import RESERVED_BIT
 from gateway.recount import Counted, Recount
 from gateway.refusals import Refusal, Refusals, Refused, used_of
 from gateway.snapshot import ModelDoc, Principal, Snapshot
@@ -84,6 +85,10 @@ OUTCOME_OF: dict[str, Outcome] = {
     "connect_timeout": "timeout",
     "engine_4xx": "refused_by_engine",
 }
+
+
+class _Spilled(Exception):
+    """Reserved throughput has no room, and what is above it is admitted as everybody's is."""
 
 
 class Inference:
@@ -144,12 +149,20 @@ class Inference:
             envelope.text_bytes = await self._tokenizer.measure(
                 call.request.body, envelope.text_bytes
             )
-        intent = await self._plan(terms, envelope, call.request.body)
         started_ms = self._unix_ms()
+        sold = terms.on_throughput(started_ms)
+        everybodys, terms = terms, sold or terms
+        intent = await self._plan(terms, envelope, call.request.body)
         await self._claim(call, terms)
         try:
-            slot = self._desk.claim()
-            verdict, charges = await self._reserve(call, slot, terms, intent, started_ms)
+            try:
+                slot = self._desk.claim()
+                verdict, charges = await self._reserve(call, slot, terms, intent, started_ms)
+            except _Spilled:
+                terms = everybodys
+                intent = await self._plan(terms, envelope, call.request.body)
+                slot = self._desk.claim()
+                verdict, charges = await self._reserve(call, slot, terms, intent, started_ms)
         except BaseException:
             self._put_back(call, principal)  # no engine saw it
             raise
@@ -167,6 +180,7 @@ class Inference:
             arrived_s=call.request.arrived_s,
             started_ms=started_ms,
             shared=call.draw.charges if call.draw is not None else (),
+            reserved=terms.reserved,
         )
         call.reply.on_gone = lambda: call.stop("client_abort")
         self.running[call.request_id] = call
@@ -175,6 +189,8 @@ class Inference:
             headers = [*id_headers(call.request_id), *rate_headers(terms.families, verdict.levels)]
             if envelope.dropped:
                 headers.append((b"x-tf-dropped", ", ".join(envelope.dropped).encode()))
+            if sold is not None:
+                headers.append((b"x-tf-throughput", b"reserved" if terms is sold else b"spilled"))
             failure = await self._attempts(call, call.exchange, slot, intent, headers)
         finally:
             del self.running[call.request_id]
@@ -304,7 +320,7 @@ class Inference:
         known = self.refusals.recall(charges, self._monotonic())
         if known is not None:
             self._desk.drop(slot)
-            raise self._refusal(terms, known, started_ms)
+            raise _Spilled if terms.spills else self._refusal(terms, known, started_ms)
         if terms.shared:
             await self._draw(
                 call, slot, terms, terms.shared_charges(amounts, started_ms), started_ms
@@ -316,7 +332,7 @@ class Inference:
             principal.key.id,
             model.id,
             price.id if price else 0,
-            _CODE_OF[envelope.operation],
+            _CODE_OF[envelope.operation] | (RESERVED_BIT if terms.reserved else 0),
             envelope.n,
             envelope.prompts,
             intent.prompt_estimate,
@@ -340,6 +356,8 @@ class Inference:
         if not verdict.admitted:
             self._desk.drop(slot)
             refused = self.refusals.remember(charges, verdict, self._monotonic())
+            if terms.spills:
+                raise _Spilled
             headers = rate_headers(terms.families, verdict.levels)
             raise self._refusal(terms, refused, started_ms, headers)
         slot.reserved(verdict.epoch)
@@ -492,6 +510,7 @@ class Inference:
             tokens_estimate=intent.prompt_estimate,
             needs_context=_longest(exchange, intent),
             tried=tried,
+            guaranteed=exchange.reserved,
         )
         engines = self._engines
         now_s = self._monotonic()

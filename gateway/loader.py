@@ -21,6 +21,7 @@ from gateway.snapshot import (
     ProjectDoc,
     SecretDoc,
     TenantDoc,
+    Throughput,
     Timeouts,
     encode_doc,
 )
@@ -39,6 +40,7 @@ from gateway.store.schema import (
     projects,
     tenants,
 )
+from quotas.buckets import MAX_UNITS
 from quotas.contracts import Contract
 from quotas.limits import Algorithm, Dimension, Limit, Outage, Window
 from routing.topology import Endpoint, Pool
@@ -114,6 +116,7 @@ class Loader:
                     currency=contract.currency if contract else DEFAULT_CURRENCY,
                     pays=contract is not None and contract.pays,
                     prices=await catalog.prices_of_tenant(connection, tenant_id),
+                    throughput=await _throughput(connection, tenant_id, name),
                     **found,
                 )
             case "project":
@@ -284,6 +287,34 @@ def _balance(contract: Contract | None, shown: str) -> tuple[Limit, ...]:
             "now",
         ),
     )
+
+
+async def _throughput(
+    connection: AsyncConnection, tenant_id: int, name: str
+) -> dict[int, Throughput]:
+    """What a tenant has reserved and was sold, by model: the newest of each."""
+    found = {}
+    for term in (await contracts.terms_of(connection, [tenant_id])).get(tenant_id, []):
+        model = await _live_model(connection, term.model_id)
+        if not term.accepted_ms or model is None:
+            continue
+        rate = min(term.tokens_per_minute, MAX_UNITS)
+        found[term.model_id] = Throughput(
+            limit=Limit(
+                f"t{tenant_id}m{term.model_id}r{term.id}",
+                f"reserved throughput of tenant {name} on model {model}",
+                "tokens",
+                "bucket",
+                rate,
+                rate,
+                term.id,
+                outage="local_share",
+            ),
+            spills=term.overflow == "spill",
+            from_ms=term.accepted_ms,
+            until_ms=term.until_ms,
+        )
+    return found
 
 
 async def _live_model(connection: AsyncConnection, model_id: int) -> str | None:

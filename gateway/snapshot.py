@@ -29,10 +29,25 @@ class _Scope(msgspec.Struct, frozen=True, kw_only=True):
     user_limits: tuple[Limit, ...] = ()
 
 
+class Throughput(msgspec.Struct, frozen=True, kw_only=True):
+    """Reserved throughput of one model, sold: a bucket of its own. Unix ms; ``spills``: above it, a
+    request is admitted as everybody's is; else it is refused.
+    """
+
+    limit: Limit
+    spills: bool
+    from_ms: int
+    until_ms: int
+
+    def holds(self, at_ms: int) -> bool:
+        return self.from_ms <= at_ms < self.until_ms
+
+
 class TenantDoc(_Scope, frozen=True, kw_only=True):
     """``time_zone``: in which its days, weeks and months begin; ``currency``: of its contract and
     budgets. ``pays``: it has a contract under which something is owed. ``prices``: what it pays for a
-    model, by the model's id, in place of everybody's price.
+    model, by the model's id, in place of everybody's price. ``throughput``: what it has reserved, by
+    the model's id.
     """
 
     id: int
@@ -41,6 +56,7 @@ class TenantDoc(_Scope, frozen=True, kw_only=True):
     currency: str = "USD"
     pays: bool = False
     prices: dict[int, Price] = {}
+    throughput: dict[int, Throughput] = {}
 
 
 class ProjectDoc(_Scope, frozen=True, kw_only=True):

@@ -30,6 +30,7 @@ DIMENSIONS: tuple[Dimension, ...] = (
     "concurrency",
     "money",
 )
+TOKENS = ("tokens", "input_tokens", "output_tokens")
 Amounts = tuple[int, int, int, int, int, int]
 _KINDS = {
     "t": "tenant",
@@ -88,12 +89,15 @@ class Terms:
     ``tightest_*``: the least that an enforced limit of tokens, of output and of money can ever grant
     at once, None where there is none. ``spends``: money is limited here and enforced; ``price`` is the
     model's where it is in the currency that is limited. ``labels``: of each limit, for counting.
+    ``reserved``: these are of throughput that the tenant has reserved; ``spills``: a request that they
+    refuse is admitted as everybody's is.
     """
 
     __slots__ = (
         "_amount_at",
         "_calendar",
         "_ceiling",
+        "_on_throughput",
         "_quotas",
         "_shared_at",
         "_users",
@@ -106,8 +110,10 @@ class Terms:
         "model",
         "price",
         "principal",
+        "reserved",
         "shared",
         "spends",
+        "spills",
         "tightest_money",
         "tightest_output",
         "tightest_tokens",
@@ -141,6 +147,8 @@ class Terms:
         self._amount_at = tuple([DIMENSIONS.index(limit.dimension) for limit in limits])
         self._quotas = any(limit.algorithm == "quota" for limit in limits)
         self._users: dict[str, Terms] = {}
+        self._on_throughput: Terms | None = None
+        self.reserved = self.spills = False
         self.shared = shared
         self._shared_at = tuple([DIMENSIONS.index(limit.dimension) for limit in shared])
         self._utc = utc or Calendar(UTC)
@@ -202,6 +210,24 @@ class Terms:
                     limit.scope_name, limit.dimension, limit.capacity, amount, self.currency
                 )
 
+    def on_throughput(self, unix_ms: int) -> "Terms | None":
+        """The terms of what the tenant has reserved of the model; None where it has nothing then.
+
+        It was paid for: nothing of the tenant's that counts tokens or money holds it back, only its
+        own bucket, limits of requests, and what its projects and keys were given.
+        """
+        held = self.principal.tenant.throughput.get(self.model.id)
+        if held is None or not held.holds(unix_ms):
+            return None
+        if self._on_throughput is None:
+            kept = tuple(limit for limit in self.limits if _binds_reserved(limit))
+            made = Terms(self.principal, self.model, self._calendar, (*kept, held.limit))
+            made.reserved, made.spills = True, held.spills
+            if held.spills:  # what never fits there may fit elsewhere
+                made.tightest_tokens = _tightest(kept, ("tokens",))
+            self._on_throughput = made
+        return self._on_throughput
+
     def for_user(self, user: str) -> "Terms":
         """The same with the limits of one end user; ``user`` is a hash of what the caller said."""
         known = self._users.get(user)
@@ -243,8 +269,18 @@ def scope_of(limit: Limit) -> str:
     scope = limit.scope
     if "u" in scope:
         return "end_user"
+    if "r" in scope:
+        return "throughput"
     kind = _KINDS.get(scope[:1], "other")
     return f"{kind}_model" if "m" in scope else kind
+
+
+def _binds_reserved(limit: Limit) -> bool:
+    if limit.dimension == "money":
+        return False
+    return not (
+        limit.scope.startswith("t") and limit.dimension in TOKENS and "u" not in limit.scope
+    )
 
 
 def _tightest(limits: Sequence[Limit], dimensions: tuple[str, ...]) -> Limit | None:

@@ -26,7 +26,7 @@ class Account(msgspec.Struct, kw_only=True):
     """What a tenant's charges use up. Mutable.
 
     ``grants``: in order. ``committed``: month -> nano charged within the commitment. ``reserved``:
-    (term id, minute) -> tokens used of it.
+    (term id, minute) -> tokens used of it, for the report of what stood idle.
     """
 
     grants: list[Grant] = []
@@ -50,6 +50,32 @@ class Charged(msgspec.Struct, frozen=True, kw_only=True):
     entry: Entry | None
 
 
+class Rated(msgspec.Struct, frozen=True):
+    """A record's lines at its price. ``covered``: tokens that a throughput term pays for."""
+
+    lines: tuple[Line, ...]
+    tokens: int
+    covered: int
+
+    def listed(self) -> int:
+        return total(self.lines)
+
+    def payable(self) -> int:
+        return spill(total(self.lines), self.tokens, self.covered)
+
+
+NOTHING = Charged(
+    lines=(),
+    list_nano=0,
+    payable_nano=0,
+    charged_nano=0,
+    covered_tokens=0,
+    inside_nano=0,
+    draws=(),
+    entry=None,
+)
+
+
 def charge(
     record: UsageRecord,
     price: Price | None,
@@ -63,63 +89,37 @@ def charge(
     lines: tuple[Line, ...] | None = None,
 ) -> Charged:
     """Charge one record; moves ``account``. ``month``: the one it is booked in. ``covered``: tokens
-    that a term covered when it was charged before; None = ask the term. ``lines``: where the record
-    was rated at this price already.
+    that a term covered when it was charged before; None = all where it was admitted on one.
+    ``lines``: where the record was rated at this price already.
 
     A record without a price, or without a contract, is free.
     """
     if price is None:
-        return Charged(
-            lines=(),
-            list_nano=0,
-            payable_nano=0,
-            charged_nano=0,
-            covered_tokens=0,
-            inside_nano=0,
-            draws=(),
-            entry=None,
-        )
-    if lines is None:
-        lines = rate(price, record.usage, record.operation, record.started_ms)
-    listed = payable = total(lines)
-    usage = record.usage
-    tokens = usage.get("prompt_tokens", 0) + usage.get("completion_tokens", 0)
-    if covered is None:
-        held = term is not None and term.holds(record.started_ms)
-        covered = _cover(term, tokens, record.started_ms, account) if term and held else 0
-    payable = due = spill(payable, tokens, covered)
-    if contract is None or contract.kind == FREE:
-        payable = 0
-    inside = 0
-    if contract is not None and contract.kind == "commitment":
-        used = account.committed.get(month, 0)
-        inside, above = overage(payable, contract.commitment_nano - used, contract.overage_ppm)
-        account.committed[month] = used + inside
-        payable = inside + above
-        draws: tuple[Draw, ...] = ()
-        owed = payable
-    else:
-        draws, owed = draw(account.grants, payable, record.started_ms)
+        return NOTHING
+    rated = _rated(record, price, term, account, covered, lines)
+    charged, inside, draws, owed = _pay(rated.payable(), contract, account, month, record)
     entry = None
-    if payable:
-        entry = Entry(
-            key=key or f"use:{record.request_id}",
-            kind="use",
-            tenant_id=record.tenant_id,
-            currency=price.currency,
-            occurred_ms=record.started_ms,
-            postings=_postings(draws, owed, tokens, shares),
-            model_id=record.model_id,
+    if charged:
+        entry = balanced(
+            Entry(
+                key=key or f"use:{record.request_id}",
+                kind="use",
+                tenant_id=record.tenant_id,
+                currency=price.currency,
+                occurred_ms=record.started_ms,
+                postings=_postings(draws, owed, rated.tokens, shares),
+                model_id=record.model_id,
+            )
         )
     return Charged(
-        lines=lines,
-        list_nano=listed,
-        payable_nano=due,
-        charged_nano=payable,
-        covered_tokens=covered,
+        lines=rated.lines,
+        list_nano=rated.listed(),
+        payable_nano=rated.payable(),
+        charged_nano=charged,
+        covered_tokens=rated.covered,
         inside_nano=inside,
         draws=draws,
-        entry=None if entry is None else balanced(entry),
+        entry=entry,
     )
 
 
@@ -146,13 +146,42 @@ def charge_hours(
     return balanced(entry), draws
 
 
-def _cover(term: ThroughputTerm, tokens: int, at_ms: int, account: Account) -> int:
-    """Tokens that the term's minute still has for this record."""
-    minute = at_ms // MINUTE_MS
-    used = account.reserved.get((term.id, minute), 0)
-    covered = min(tokens, max(0, term.tokens_per_minute - used))
-    account.reserved[term.id, minute] = used + covered
-    return covered
+def _rated(
+    record: UsageRecord,
+    price: Price,
+    term: ThroughputTerm | None,
+    account: Account,
+    covered: int | None,
+    lines: tuple[Line, ...] | None,
+) -> Rated:
+    """What admission froze: the price's version, and whether reserved throughput covers it."""
+    usage = record.usage
+    tokens = usage.get("prompt_tokens", 0) + usage.get("completion_tokens", 0)
+    if covered is None:
+        covered = 0
+        if term is not None and record.reserved:
+            covered = tokens
+            minute = record.started_ms // MINUTE_MS
+            used = account.reserved.get((term.id, minute), 0)
+            account.reserved[term.id, minute] = used + tokens
+    if lines is None:
+        lines = rate(price, usage, record.operation, record.started_ms)
+    return Rated(lines, tokens, covered)
+
+
+def _pay(
+    payable: int, contract: Contract | None, account: Account, month: int, record: UsageRecord
+) -> tuple[int, int, tuple[Draw, ...], int]:
+    """(charged, of that within the commitment, what grants pay, what is owed)."""
+    if contract is None or contract.kind == FREE:
+        return 0, 0, (), 0
+    if contract.kind == "commitment":
+        used = account.committed.get(month, 0)
+        inside, above = overage(payable, contract.commitment_nano - used, contract.overage_ppm)
+        account.committed[month] = used + inside
+        return inside + above, inside, (), inside + above
+    draws, owed = draw(account.grants, payable, record.started_ms)
+    return payable, 0, draws, owed
 
 
 def _postings(

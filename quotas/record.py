@@ -58,6 +58,7 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     operation: str  # "chat", "completions", "embeddings"
     choices: int
     prompts: int = 1
+    reserved: bool = False  # admitted on reserved throughput, which covers all of it
     prompt_estimate: int = 0  # of all prompts, as reserved
     cap: int = 0  # completion tokens that a choice may have; 0 = not known
     attempts: tuple[AttemptEntry, ...]

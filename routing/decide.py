@@ -92,6 +92,8 @@ def _relax(
             break
         if not seen & forbidding:
             fit = [each for each in endpoints if reasons.get(each.id) == resort]
+    if not fit and request.guaranteed:  # it waits at the engine rather than with its sender
+        fit = [each for each in endpoints if reasons.get(each.id) == "backed_off"]
     for each in fit:
         reasons.pop(each.id, None)
     return fit

@@ -42,7 +42,7 @@ def why_not(
         return "tried"
     if load.back_off_until_s > now_s:
         return "backed_off"
-    if load.in_flight >= endpoint.max_in_flight:
+    if load.in_flight >= endpoint.max_in_flight and not request.guaranteed:
         return "full"
     if load.is_out(now_s):
         return "ejected"

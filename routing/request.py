@@ -10,7 +10,8 @@ class RoutingRequest(msgspec.Struct, frozen=True):
 
     ``model_upstream``: the model's name at the engine. ``tokens_estimate``: prompt tokens plus
     reserved completion, over all its sequences. ``needs_context``: tokens of its longest sequence,
-    0 = unknown. ``tried``: ids of the endpoints that failed this request already.
+    0 = unknown. ``tried``: ids of the endpoints that failed this request already. ``guaranteed``: its
+    capacity was sold, so others' load does not keep it out.
     """
 
     model_upstream: str
@@ -18,3 +19,4 @@ class RoutingRequest(msgspec.Struct, frozen=True):
     tokens_estimate: int = 0
     tried: frozenset[int] | tuple[int, ...] = ()
     needs_context: int = 0
+    guaranteed: bool = False

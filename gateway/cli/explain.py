@@ -58,7 +58,12 @@ def _say(found: dict[str, Any]) -> None:
         wait_ms = verdict["retry_after_ms"]
         when = "not by waiting" if wait_ms is None else f"fits in {wait_ms / 1000:.3f} s"
         click.echo(f"a request of {size} would be refused by {verdict['binding']}: {when}")
-    print_table(map(_limit, found["limits"]), LIMITS, "no limits apply")
+    sold = found["throughput"]
+    if sold is not None:
+        fits = "fits in" if sold["verdict"]["admitted"] else "has no room in"
+        click.echo(f"it {fits} the tenant's reserved throughput (overflow: {sold['overflow']})")
+    limits = [*(sold["limits"] if sold else ()), *found["limits"]]
+    print_table(map(_limit, limits), LIMITS, "no limits apply")
     if found["refusals"]:
         click.echo("\nlast refusals")
         print_table(map(_refusal, found["refusals"][:REFUSALS_SHOWN]), REFUSALS, "")

@@ -33,6 +33,10 @@ COMMANDS = {
         "Compare engines' own token counters with the records.",
     ),
     "credits": ("gateway.cli.credits:credits", "Give a tenant credit, take it back, show it."),
+    "throughput": (
+        "gateway.cli.throughput:throughput",
+        "Reserve tokens a minute for a tenant, see what stands idle.",
+    ),
     "statements": (
         "gateway.cli.statements:statements",
         "Close months, show statements, export them signed.",

@@ -1,4 +1,4 @@
-"""The admin API's money: credits, contracts, throughput, corrections, statements, margins.
+"""The admin API's money: credits, contracts, corrections, statements, margins.
 
 Amounts travel as decimal texts, months as "2026-11". Beside it the one door that needs no operator
 token: a payment provider's events, which are signed. Not here: SQL (``gateway.store``), the command
@@ -19,11 +19,11 @@ from starlette.routing import Route
 from gateway.control.bodies import json_answer, moment_ms, read_body, typed
 from gateway.control.payments import NotAnEvent, NotSigned, Payment, check_signature, payment_of
 from gateway.control.purses import Move
+from gateway.control.throughput import ThroughputTerms, shown_terms
 from gateway.declared.prices import DecimalPrice
 from gateway.signing import Signer, signed_file
 from gateway.store import (
     accounts,
-    changes,
     contracts,
     corrections,
     credit,
@@ -31,9 +31,8 @@ from gateway.store import (
     statements,
 )
 from gateway.store.database import Database
-from gateway.store.schema import models
-from quotas.contracts import Contract, ThroughputTerm
-from quotas.money import format_amount, parse_amount, parse_price
+from quotas.contracts import Contract
+from quotas.money import format_amount, parse_amount
 from quotas.months import format_period, parse_period, period_of
 
 IDEMPOTENCY_KEY_MAX = 255
@@ -55,15 +54,6 @@ class _NewCredit(_Body):
 
 class _Reference(_Body):
     reference: str = Field(pattern=REFERENCE)
-
-
-class _NewTerm(_Body):
-    model: str
-    tokens_per_minute: int = Field(ge=1, le=10**11)
-    price_per_hour: DecimalPrice
-    until: str
-    currency: str = Field("USD", pattern="^[A-Z]{3}$")
-    overflow: str = Field("spill", pattern="^(reject|spill)$")
 
 
 class _Version(_Body):
@@ -104,7 +94,6 @@ class Money:
 
     def routes(self) -> list[Route]:
         tenant = "/admin/v1/tenants/{tenant}"
-        throughput = "/admin/v1/throughput/{term:int}"
         record = "/admin/v1/records/{request_id}"
         post, get = ["POST"], ["GET"]
         return [
@@ -112,9 +101,6 @@ class Money:
             Route(f"{tenant}/credits", self.add_credit, methods=post),
             Route(f"{tenant}/credits/reverse", self.reverse_credit, methods=post),
             Route(f"{tenant}/contract", self.show_contract, methods=get),
-            Route(f"{tenant}/throughput", self.ask_for_throughput, methods=post),
-            Route(f"{throughput}/accept", self.accept_throughput, methods=post),
-            Route(f"{throughput}/end", self.end_throughput, methods=post),
             Route(f"{record}/reverse", self.reverse_record, methods=post),
             Route(f"{record}/reprice", self.reprice_record, methods=post),
             Route("/admin/v1/publishers/{publisher}/payouts", self.pay_out, methods=post),
@@ -124,6 +110,7 @@ class Money:
             Route("/admin/v1/statements/{number:int}", self.statement_file, methods=get),
             Route("/admin/v1/margin", self.margin, methods=get),
             Route("/webhooks/stripe", self.stripe, methods=post),
+            *ThroughputTerms(self._db, self._deps.changed, self._deps.ship).routes(),
         ]
 
     # -- credits -----------------------------------------------------------------------------
@@ -215,7 +202,7 @@ class Money:
         await self._deps.credited(moves)
         return json_answer(answer, status)
 
-    # -- contracts and throughput ------------------------------------------------------------
+    # -- contracts ---------------------------------------------------------------------------
 
     async def show_contract(self, request: Request) -> Response:
         await self._deps.ship()
@@ -223,66 +210,10 @@ class Money:
         async with self._db.read() as connection:
             tenant_id = await self._tenant(connection, request)
             versions = (await contracts.contracts_of(connection, [tenant_id])).get(tenant_id, [])
-            terms = (await contracts.terms_of(connection, [tenant_id])).get(tenant_id, [])
-            reports = [await contracts.term_report(connection, term, month) for term in terms]
-            names = [await contracts.model_name(connection, term.model_id) for term in terms]
+            sold = await shown_terms(connection, tenant_id, month)
         return json_answer(
-            {
-                "contracts": [_contract(each) for each in versions],
-                "throughput": [
-                    _term(term, name)
-                    | {
-                        "month": format_period(month),
-                        "sold_tokens": said.sold_tokens,
-                        "used_tokens": said.used_tokens,
-                        "idle_tokens": said.idle_tokens,
-                        "used_percent": f"{said.used_ppm // 10_000}.{said.used_ppm // 100 % 100:02d}",
-                        "charge": format_amount(said.charge_nano),
-                    }
-                    for term, name, said in zip(terms, names, reports, strict=True)
-                ],
-            }
+            {"contracts": [_contract(each) for each in versions], "throughput": sold}
         )
-
-    async def ask_for_throughput(self, request: Request) -> Response:
-        body: _NewTerm = typed(_NewTerm, await read_body(request))
-        until_ms = moment_ms(body.until, "until")
-        if until_ms <= now_ms():
-            raise HTTPException(400, "until: expected a moment that is still to come")
-        async with self._db.begin() as connection:
-            tenant_id = await self._tenant(connection, request)
-            model_id = await accounts.live_id(connection, models, name=body.model)
-            if model_id is None:
-                raise accounts.NotFound(f"no model {body.model}")
-            term = ThroughputTerm(
-                id=0,
-                tenant_id=tenant_id,
-                model_id=model_id,
-                tokens_per_minute=body.tokens_per_minute,
-                hour_nano=parse_price(body.price_per_hour),
-                currency=body.currency,
-                overflow="reject" if body.overflow == "reject" else "spill",
-                accepted_ms=0,
-                until_ms=until_ms,
-            )
-            term_id = await contracts.ask_for_term(connection, term, now_ms())
-        return json_answer(_term(msgspec.structs.replace(term, id=term_id), body.model), 201)
-
-    async def accept_throughput(self, request: Request) -> Response:
-        return await self._move_term(request, contracts.accept_term)
-
-    async def end_throughput(self, request: Request) -> Response:
-        return await self._move_term(request, contracts.end_term)
-
-    async def _move_term(
-        self, request: Request, move: Callable[[Any, int, int], Awaitable[ThroughputTerm]]
-    ) -> Response:
-        async with self._db.begin() as connection:
-            term = await move(connection, request.path_params["term"], now_ms())
-            name = await contracts.model_name(connection, term.model_id)
-            await changes.bump(connection, [("tenant", term.tenant_id)])
-        await self._deps.changed()
-        return json_answer(_term(term, name))
 
     # -- corrections -------------------------------------------------------------------------
 
@@ -475,18 +406,4 @@ def _contract(contract: Contract) -> Mapping[str, object]:
         "commitment": format_amount(contract.commitment_nano),
         "overage": format_amount(contract.overage_ppm * 1_000),
         "from_ms": contract.from_ms,
-    }
-
-
-def _term(term: ThroughputTerm, model: str) -> dict[str, object]:
-    return {
-        "id": term.id,
-        "model": model,
-        "tokens_per_minute": term.tokens_per_minute,
-        "price_per_hour": format_amount(term.hour_nano),
-        "currency": term.currency,
-        "overflow": term.overflow,
-        "state": "accepted" if term.accepted_ms else "asked",
-        "accepted_ms": term.accepted_ms or None,
-        "until_ms": term.until_ms,
     }

@@ -111,7 +111,7 @@ class Slot:
         started_ms: int,
     ) -> None:
         """Who and what, before the store is asked. ``request_id`` is 16 bytes; ``operation`` an
-        index into ``OPERATIONS``; ``choices`` a prompt; ``estimate`` and ``cap`` in tokens.
+        index into ``OPERATIONS``, perhaps with ``RESERVED_BIT``; ``choices`` a prompt; ``estimate`` and ``cap`` in tokens.
         """
         mapping, base = self._map, self._base
         generation = self._generation = (self._generation + 1) & U32

@@ -27,13 +27,13 @@ _COUNTED = ("engine_final", "engine_partial")
 class RecoveryContext(msgspec.Struct, frozen=True):
     """Names and limits for the ids in a slot, from the documents of today.
 
-    ``charges_of(key id, model id, amounts, Unix ms)``: one a limit, as they were reserved then; ()
-    when the key is gone, and then every limit keeps what was reserved. ``endpoint_name(endpoint
+    ``charges_of(key id, model id, amounts, Unix ms, reserved)``: one a limit, as they were reserved
+    then, on reserved throughput or not; () when the key is gone, and then every limit keeps what was reserved. ``endpoint_name(endpoint
     id)``: its URL, "" when it is gone. ``meters_of(model id, price id)``: the meters of that
     price-book version; ``price_of``: all of it, None when it is no longer in force.
     """
 
-    charges_of: Callable[[int, int, Amounts, int], tuple[Charge, ...]]
+    charges_of: Callable[[int, int, Amounts, int, bool], tuple[Charge, ...]]
     endpoint_name: Callable[[int], str]
     meters_of: Callable[[int, int], Container[str]]
     price_of: Callable[[int, int], Price | None]
@@ -47,13 +47,20 @@ def context_from(snapshot: Snapshot) -> RecoveryContext:
     calendars = Calendars()
 
     def charges_of(
-        key_id: int, model_id: int, amounts: Amounts, unix_ms: int
+        key_id: int,
+        model_id: int,
+        amounts: Amounts,
+        unix_ms: int,
+        reserved: bool,  # noqa: FBT001 -- of a callback
     ) -> tuple[Charge, ...]:
         principal = snapshot.principal(key_id)
         model = snapshot.models.get(model_id)
         if principal is None or model is None:
             return ()
-        return terms_of(principal, model, calendars, snapshot.platform).charges(amounts, unix_ms)
+        terms = terms_of(principal, model, calendars, snapshot.platform)
+        if reserved:
+            terms = terms.on_throughput(unix_ms) or terms
+        return terms.charges(amounts, unix_ms)
 
     def endpoint_name(endpoint_id: int) -> str:
         for pool in snapshot.pools.values():
@@ -102,6 +109,7 @@ def record_of(image: SlotImage, context: RecoveryContext) -> UsageRecord:
         model_id=image.model_id,
         price_id=image.price_id,
         operation=image.operation,
+        reserved=image.reserved,
         choices=image.choices,
         prompts=image.prompts,
         prompt_estimate=image.estimate,
@@ -162,7 +170,9 @@ def _charged(image: SlotImage, settled: Settled, context: RecoveryContext) -> tu
         usage = TokenUsage()
     output = image.prompts * image.choices * image.cap
     amounts = (1, image.estimate, output, image.estimate + output, 1, 0)
-    reserved = context.charges_of(image.key_id, image.model_id, amounts, image.started_ms)
+    reserved = context.charges_of(
+        image.key_id, image.model_id, amounts, image.started_ms, image.reserved
+    )
 
     price = context.price_of(image.model_id, image.price_id)
     if price is None and image.price_id:

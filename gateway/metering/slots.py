@@ -6,6 +6,7 @@ block left over from an earlier request is no block at all. Not here: the pen (`
 Layout of a slot, little-endian, offsets in bytes (docs/metering.md has the same table):
 
       0 state          1 operation     2 choices       4 generation    8 request id (16)
+                       (and 128 where it was admitted on reserved throughput)
      24 tenant, project, key, model, price (u32 each)  44 prompts, estimate, cap (u32 each)
      56 started_ms    64 crc of 1..64
      68 epoch (24)    92 crc of it
@@ -26,6 +27,8 @@ SLOT_BYTES = 256
 ATTEMPTS_MAX = 4
 EPOCH_BYTES = 24
 OPERATIONS = ("chat", "completions", "embeddings")
+#: Beside the operation: admitted on reserved throughput.
+RESERVED_BIT = 0x80
 OUTCOMES: tuple[Outcome, ...] = (
     "ok",
     "client_abort",
@@ -129,6 +132,7 @@ class SlotImage(msgspec.Struct, frozen=True, kw_only=True):
     model_id: int
     price_id: int
     operation: str
+    reserved: bool = False  # admitted on reserved throughput
     choices: int  # a prompt
     prompts: int
     estimate: int
@@ -152,10 +156,11 @@ def decode_slot(data: bytes, index: int = -1) -> SlotImage | Torn | None:
         return None
     identity = data[IDENTITY_AT:IDENTITY_CRC_AT]
     fields = IDENTITY.unpack(identity)
-    known = data[0] <= SlotState.ENDED and fields[0] < len(OPERATIONS)
+    operation = fields[0] & ~RESERVED_BIT
+    known = data[0] <= SlotState.ENDED and operation < len(OPERATIONS)
     if not known or crc32(identity) != CRC.unpack_from(data, IDENTITY_CRC_AT)[0]:
         return Torn(index)
-    operation, choices, generation, request_id, tenant, project, key, model, price = fields[:9]
+    choices, generation, request_id, tenant, project, key, model, price = fields[1:9]
     prompts, estimate, cap, started_ms = fields[9:]
     salt = crc32(CRC.pack(generation))
     attempts = _decode_attempts(data)
@@ -170,6 +175,7 @@ def decode_slot(data: bytes, index: int = -1) -> SlotImage | Torn | None:
         model_id=model,
         price_id=price,
         operation=OPERATIONS[operation],
+        reserved=bool(fields[0] & RESERVED_BIT),
         choices=choices,
         prompts=prompts,
         estimate=estimate,

@@ -204,14 +204,17 @@ class Books:
     # -- one record --------------------------------------------------------------------------
 
     def _term(self, record: UsageRecord) -> ThroughputTerm | None:
-        return next(
-            (
-                term
-                for term in self.terms.get(record.tenant_id, ())
-                if term.model_id == record.model_id and term.holds(record.started_ms)
-            ),
-            None,
-        )
+        """The newest that was sold when the record was admitted on it: the moment of its end is known
+        at the door a little later.
+        """
+        if not record.reserved:
+            return None
+        sold = [
+            term
+            for term in self.terms.get(record.tenant_id, ())
+            if term.model_id == record.model_id and 0 < term.accepted_ms <= record.started_ms
+        ]
+        return max(sold, key=lambda term: term.accepted_ms, default=None)
 
     def _cost(self, record: UsageRecord) -> int:
         """The attempts' cost to the operator, in nano-units of whatever currency; posted by batch."""

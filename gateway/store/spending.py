@@ -37,12 +37,15 @@ def parse_scope(text: str) -> Scope | None:
 async def spent_micro(
     connection: AsyncConnection, scope: Scope, currency: str, from_ms: int, to_ms: int
 ) -> int:
-    """Micro-units billed for requests admitted in [from, to), rounded up."""
+    """Micro-units billed for requests admitted in [from, to), rounded up; what reserved throughput
+    covered was paid by the hour, and spends nothing.
+    """
     query = select(func.coalesce(func.sum(usage_records.c.cost_nano), 0)).where(
         usage_records.c[scope.column] == scope.row_id,
         usage_records.c.currency == currency,
         usage_records.c.started_ms >= from_ms,
         usage_records.c.started_ms < to_ms,
+        usage_records.c.covered_tokens == 0,
     )
     if scope.model_id:
         query = query.where(usage_records.c.model_id == scope.model_id)

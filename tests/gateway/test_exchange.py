@@ -193,3 +193,16 @@ def test_what_all_tenants_share_comes_to_the_same_counts_as_the_tenants_own():
 
     assert [each.amount for each in made.closing(12.0).shared] == [20]
     assert "A" not in [each.limit.scope for each in made.closing(12.0).settlement.charged]
+
+
+def test_the_record_says_that_reserved_throughput_covers_it():
+    assert not ended_record(reserved=False).reserved
+    assert ended_record(reserved=True).reserved
+
+
+def ended_record(*, reserved):
+    made = exchange()
+    made.reserved = reserved
+    made.dispatch(ENDPOINT, 1_000)
+    made.end("client_abort", 0, 1_100)
+    return made.closing(11.0).record

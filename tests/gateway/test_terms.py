@@ -3,7 +3,15 @@
 import pytest
 
 from gateway.contract.errors import RequestTooLarge
-from gateway.snapshot import KeyDoc, ModelDoc, PlatformDoc, Principal, ProjectDoc, TenantDoc
+from gateway.snapshot import (
+    KeyDoc,
+    ModelDoc,
+    PlatformDoc,
+    Principal,
+    ProjectDoc,
+    TenantDoc,
+    Throughput,
+)
 from gateway.terms import Calendars, scope_of, terms_of
 from quotas.estimate import Plan
 from quotas.limits import Limit
@@ -151,3 +159,45 @@ def test_what_all_tenants_share_is_charged_apart_and_bounds_an_answer():
     assert [scope_of(each) for each in (everybody, bucket("G2"), tokens)] == [
         "platform", "pool", "model",
     ]  # fmt: skip
+
+
+def sold(spills=False, capacity=3_000):
+    limit = bucket("t1m7r5", capacity=capacity, per_minute=capacity)
+    return {7: Throughput(limit=limit, spills=spills, from_ms=NOW_MS, until_ms=NOW_MS + 1_000)}
+
+
+def test_reserved_throughput_is_there_from_its_acceptance_to_its_end():
+    held = terms(principal(throughput=sold()))
+
+    assert held.on_throughput(NOW_MS - 1) is None
+    assert held.on_throughput(NOW_MS + 1_000) is None
+    assert held.on_throughput(NOW_MS) is held.on_throughput(NOW_MS + 999)
+    assert terms().on_throughput(NOW_MS) is None
+    assert terms(principal(throughput=sold()), model(id=8)).on_throughput(NOW_MS) is None
+
+
+def test_what_was_paid_for_is_not_held_back_by_the_tenants_tokens_or_money():
+    balance = Limit("t1", "tenant acme", "money", "balance", 0, 0, 1, "now")
+    at_once = Limit("t1", "tenant acme", "concurrency", "concurrency", 4, 0, 1, "now")
+    who = principal((DAY, balance, at_once), (REQUESTS, BUDGET), throughput=sold())
+    held = terms(who).on_throughput(NOW_MS)
+
+    assert [(each.scope, each.dimension) for each in held.limits] == [
+        ("t1", "concurrency"), ("k3", "requests"), ("k3m7", "tokens"), ("t1m7r5", "tokens"),
+    ]  # fmt: skip
+    assert (held.reserved, held.spends, terms(who).spends) == (True, False, True)
+    assert scope_of(held.limits[-1]) == "throughput"
+    assert terms(who).for_user("aa").on_throughput(NOW_MS).limits[-2].scope == "k3uaa"
+
+
+def test_what_never_fits_reserved_throughput_spills_or_is_refused():
+    intent = Plan(0, 5_000, 5_000, None)
+    small = {"key": (), "throughput": sold(capacity=100)}
+    spilling = terms(principal(**small | {"throughput": sold(True, 100)}), model(id=7))
+
+    assert spilling.on_throughput(NOW_MS).spills
+    assert spilling.on_throughput(NOW_MS).tightest_tokens.scope == "k3m7"
+    held = terms(principal(**small)).on_throughput(NOW_MS)
+    assert held.tightest_tokens.scope == "t1m7r5"
+    with pytest.raises(RequestTooLarge):
+        held.check_fits(intent)

@@ -130,19 +130,21 @@ def test_a_commitment_is_used_at_the_price_and_exceeded_at_the_overage_price():
     assert shortfall(bought.commitment_nano, account.committed[MONTH]) == 0
 
 
-def test_a_term_covers_a_minute_of_tokens_and_the_rest_is_spilled():
+def test_a_term_covers_what_was_admitted_on_it_whole_and_nothing_else():
     account = Account()
+    records = [msgspec.structs.replace(a_record(n), reserved=n != 1) for n in range(3)]
 
-    charged = [run(contract("payg"), account, term=term(), record=a_record(n)) for n in range(3)]
+    charged = [run(contract("payg"), account, term=term(), record=each) for each in records]
 
-    assert [each.charged_nano for each in charged] == [0, COST // 2, COST]
-    assert [each.covered_tokens for each in charged] == [2_000, 1_000, 0]
+    assert [each.charged_nano for each in charged] == [0, COST, 0]
+    assert [each.covered_tokens for each in charged] == [2_000, 0, 2_000]
+    assert sum(account.reserved.values()) == 4_000
 
 
-def test_a_term_covers_nothing_before_it_was_accepted():
-    asked = msgspec.structs.replace(term(), accepted_ms=0)
+def test_what_says_reserved_and_has_no_term_is_sold_as_to_everybody():
+    record = msgspec.structs.replace(a_record(), reserved=True)
 
-    assert run(contract("payg"), term=asked).charged_nano == COST
+    assert run(contract("payg"), term=None, record=record).charged_nano == COST
 
 
 @st.composite
@@ -167,7 +169,10 @@ def worlds(draw):
         for number in range(draw(st.integers(0, 3)))
     ]
     records = [
-        a_record(number, draw(st.integers(0, 10**6)), draw(st.integers(0, 10**6)))
+        msgspec.structs.replace(
+            a_record(number, draw(st.integers(0, 10**6)), draw(st.integers(0, 10**6))),
+            reserved=draw(st.booleans()),
+        )
         for number in range(draw(st.integers(1, 6)))
     ]
     sold = draw(st.sampled_from([(), (Share(publisher_id=1, basis_points=3_333),)]))

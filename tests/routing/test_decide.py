@@ -198,3 +198,15 @@ def test_a_decision_costs_microseconds() -> None:
     draw = random.Random(1).random
     runs = timeit.repeat(lambda: decide(request, seen, loads, NOW_S, draw), number=2000, repeat=5)
     assert min(runs) / 2000 < 50e-6
+
+
+def test_sold_capacity_is_not_kept_out_by_others_load() -> None:
+    full = {each.id: load(in_flight=each.max_in_flight) for each in TWO.endpoints}
+    assert refusal(loads=full).reasons == {1: "full", 2: "full"}
+    assert choose(loads=full, guaranteed=True).endpoint.id == 1
+    busy = full | {1: load(back_off_until_s=NOW_S + 5)}
+    assert choose(loads=busy, guaranteed=True).endpoint.id == 2, "one that asked to wait comes last"
+    waiting = {1: load(back_off_until_s=NOW_S + 5), 2: load(ejected_until_s=NOW_S + 5)}
+    assert choose(loads=waiting, guaranteed=True).endpoint.id == 1
+    drained = pool(endpoint(1, draining=True))
+    assert refusal(drained, guaranteed=True).reasons == {1: "draining"}

@@ -32,7 +32,7 @@ LIMITS = (
 )
 ENDPOINTS = {7: "http://one", 8: "http://two"}
 CONTEXT = RecoveryContext(
-    charges_of=lambda key_id, _model_id, amounts, _at_ms: (
+    charges_of=lambda key_id, _model_id, amounts, _at_ms, _reserved: (
         charges_for(LIMITS, dict(zip(DIMENSIONS, amounts, strict=True))) if key_id == KEY else ()
     ),
     endpoint_name=lambda endpoint_id: ENDPOINTS.get(endpoint_id, ""),

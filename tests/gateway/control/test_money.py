@@ -130,32 +130,6 @@ async def test_a_payment_that_stripe_tells_twice_is_credited_once(desk: Desk, db
     assert (await get(desk, CREDITS))["balance"]["available"] == "0.00"
 
 
-async def test_throughput_is_sold_when_it_is_accepted_and_shows_what_is_idle(
-    desk: Desk, db: Database
-) -> None:
-    await apply(db, document({"kind": "payg"}))
-    asked = await desk.post(
-        "tenants/acme/throughput",
-        {
-            "model": "llama",
-            "tokens_per_minute": 3_000,
-            "price_per_hour": "1",
-            "until": "2999-01-01",
-        },
-        201,
-    )
-    assert asked["state"] == "asked"
-    sold = await desk.post(f"throughput/{asked['id']}/accept", {}, 200)
-    await insert_records(db, [use(1, started_ms=sold["accepted_ms"])])
-
-    (shown,) = (await get(desk, "tenants/acme/contract"))["throughput"]
-    assert (shown["state"], shown["used_tokens"]) == ("accepted", 2_000)
-    assert shown["idle_tokens"] == shown["sold_tokens"] - 2_000
-    await desk.post(f"throughput/{asked['id']}/accept", {}, 409)
-    await desk.post(f"throughput/{asked['id']}/end", {}, 200)
-    await desk.post(f"throughput/{asked['id']}/end", {}, 409)
-
-
 async def test_a_record_is_charged_anew_and_then_not_at_all(desk: Desk, db: Database) -> None:
     one = use(1)
     await sold(db, one)

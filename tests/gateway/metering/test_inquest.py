@@ -1,5 +1,7 @@
 """What a dead slot is charged, billed and recorded as, where the kill-point table does not say."""
 
+import msgspec
+
 from gateway.metering.inquest import context_from, record_of, settlement_of
 from gateway.metering.slots import AttemptImage, EndedImage, Progress, SlotImage, SlotState
 from gateway.snapshot import (
@@ -11,6 +13,7 @@ from gateway.snapshot import (
     TenantDoc,
     encode_doc,
 )
+from quotas.limits import Charge
 from quotas.pricing import Price
 from quotas.record import Outcome, Source
 from routing.topology import Endpoint, Pool
@@ -110,7 +113,7 @@ def test_counts_seen_before_a_token_was_delivered_are_kept_as_cost_and_not_bille
 def test_the_context_of_a_snapshot_follows_its_changes() -> None:
     snapshot = Snapshot()
     context = context_from(snapshot)
-    assert context.charges_of(13, 14, AMOUNTS, 0) == ()
+    assert context.charges_of(13, 14, AMOUNTS, 0, False) == ()
     assert context.endpoint_name(7) == ""
     assert context.meters_of(14, 15) != ()
     price = Price(id=15, version=1, currency="EUR", nano={"input": 1, "output": 2})
@@ -143,7 +146,7 @@ def test_the_context_of_a_snapshot_follows_its_changes() -> None:
         ),
     ]
     snapshot.apply(1, docs)
-    charges = context.charges_of(13, 14, AMOUNTS, 0)
+    charges = context.charges_of(13, 14, AMOUNTS, 0, False)
     assert [(each.limit, each.amount) for each in charges] == [
         (LIMITS[0], 1), (LIMITS[1], 7), (LIMITS[2], 1),
     ]  # fmt: skip
@@ -152,3 +155,18 @@ def test_the_context_of_a_snapshot_follows_its_changes() -> None:
     assert context.endpoint_name(7) == "http://one"
     assert set(context.meters_of(14, 15)) == {"input", "output"}  # type: ignore[call-overload]
     assert "cached_input" in context.meters_of(14, 16)
+
+
+def test_what_was_admitted_on_reserved_throughput_is_recorded_and_charged_as_such() -> None:
+    asked = []
+
+    def charges_of(*question: object) -> tuple[Charge, ...]:
+        asked.append(question[-1])
+        return ()
+
+    context = msgspec.structs.replace(CONTEXT, charges_of=charges_of)
+    found = [record_of(image(), context)]
+    found.append(record_of(msgspec.structs.replace(image(), reserved=True), context))
+
+    assert [each.reserved for each in found] == [False, True]
+    assert asked == [False, True]

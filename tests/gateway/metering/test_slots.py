@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from gateway.metering.board import Board, Slot
-from gateway.metering.slots import SLOT_BYTES, Progress, SlotImage, SlotState, Torn, decode_slot
+from gateway.metering.slots import (
+    RESERVED_BIT,
+    SLOT_BYTES,
+    Progress,
+    SlotImage,
+    SlotState,
+    Torn,
+    decode_slot,
+)
 
 
 @pytest.fixture
@@ -192,3 +200,12 @@ def test_a_flipped_bit_in_the_identity_is_torn_and_elsewhere_changes_no_identity
         elif at >= 192:
             assert decoded.progress is not None
             assert decoded.progress.completion in (259, 65_793)
+
+
+def test_a_slot_remembers_that_it_was_admitted_on_reserved_throughput(board: Board) -> None:
+    slot = claimed(board)
+    slot.reserving(bytes(16), 1, 2, 3, 4, 5, 1 | RESERVED_BIT, 1, 1, 100, 50, 1_700_000_000_000)
+    image = decode_slot(bytes_of(board, slot))
+
+    assert isinstance(image, SlotImage)
+    assert (image.operation, image.reserved) == ("completions", True)

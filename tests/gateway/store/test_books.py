@@ -24,6 +24,7 @@ from gateway.store.schema import (
     usage_lines,
     usage_records,
 )
+from gateway.store.spending import Scope, spent_micro
 from quotas.contracts import HOUR_MS, ThroughputTerm
 from tests.support.applying import FULL, NOW_MS, applier, apply
 from tests.support.databases import database_url, db
@@ -131,20 +132,22 @@ async def test_a_commitment_counts_across_batches(db: Database) -> None:
     assert overage == COST // 4
 
 
-async def test_reserved_throughput_covers_its_minute_across_batches(db: Database) -> None:
+async def test_reserved_throughput_covers_what_was_admitted_on_it(db: Database) -> None:
     await apply(db, document({"kind": "payg"}))
     async with db.begin() as connection:
         term_id = await contracts.ask_for_term(connection, _term(), NOW_MS)
         await contracts.accept_term(connection, term_id, NOW_MS)
-    await insert_records(db, [use(1)])
-    await insert_records(db, [use(2), use(3)])
+    await insert_records(db, [use(1, reserved=True)])
+    await insert_records(db, [use(2, reserved=True), use(3)])
 
-    assert await balances_of(db) == {"receivable": COST + COST // 2, "revenue": -COST - COST // 2}
+    assert await balances_of(db) == {"receivable": COST, "revenue": -COST}
     async with db.read() as connection:
         used = (await connection.execute(select(throughput_use))).mappings().all()
         rows = await connection.scalars(select(usage_records.c.covered_tokens))
-    assert [row["tokens"] for row in used] == [3_000]
-    assert sorted(rows) == [0, 1_000, 2_000]
+        spent = await spent_micro(connection, Scope("tenant_id", 1), "USD", 0, NOW_MS * 2)
+    assert [row["tokens"] for row in used] == [4_000]
+    assert sorted(rows) == [0, 2_000, 2_000]
+    assert spent == COST // 1_000, "budgets count what is paid by the token"
 
 
 async def test_publishers_get_their_share_of_the_net_and_parts_make_the_whole(

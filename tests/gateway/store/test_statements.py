@@ -155,7 +155,7 @@ async def test_reserved_hours_are_billed_from_acceptance_whether_used_or_not(
     async with db.begin() as connection:
         term_id = await contracts.ask_for_term(connection, _term(), NOW_MS)
         await contracts.accept_term(connection, term_id, accepted)
-    await insert_records(db, [use(1, accepted + 5)])
+    await insert_records(db, [use(1, accepted + 5, reserved=True)])
 
     january, february = await close(db, JANUARY), await close(db, FEBRUARY)
 
