@@ -104,6 +104,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Meta(description="signing secret of Stripe's webhook at /webhooks/stripe; none = off"),
     ] = None
+    provider_name: Annotated[
+        str,
+        Meta(min_length=1, max_length=200, description="who provides and bills, in FOCUS exports"),
+    ] = "Token Factory"
     drain_s: Annotated[float, Meta(ge=0, description="time streams get to finish on SIGTERM")] = (
         30.0
     )

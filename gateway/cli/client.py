@@ -8,7 +8,7 @@ alike with the server up, down or killed. Not here: what the answers look like t
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -112,16 +112,27 @@ class Admin:
         """Any route; its answer as plain values."""
         return await self._ask(method, path, body, params, headers)
 
-    async def _ask(
+    async def raw(self, path: str, params: dict[str, str]) -> tuple[bytes, Mapping[str, str]]:
+        """What is no JSON, as it came, with its headers."""
+        response = await self._send("GET", path, params=params)
+        if response.is_success:
+            return response.content, response.headers
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        raise CommandFailed(_sentence(answer, response))
+
+    async def _send(
         self,
         method: str,
         path: str,
         body: Any = None,
         params: dict[str, str] | None = None,
         headers: dict[str, str] | None = None,
-    ) -> Any:
+    ) -> httpx.Response:
         try:
-            response = await self._http.request(
+            return await self._http.request(
                 method,
                 path,
                 # msgspec, because YAML has dates: they travel as text.
@@ -134,6 +145,16 @@ class Admin:
                 f"the server at {self._http.base_url} does not answer ({error or type(error).__name__})"
                 "; is it draining? try again, or see its log"
             ) from None
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        params: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Any:
+        response = await self._send(method, path, body, params, headers)
         try:
             answer = response.json()
         except ValueError:

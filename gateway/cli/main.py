@@ -41,6 +41,10 @@ COMMANDS = {
         "gateway.cli.statements:statements",
         "Close months, show statements, export them signed.",
     ),
+    "export": (
+        "gateway.cli.export:export",
+        "Records, postings or FOCUS rows as CSV or JSON lines.",
+    ),
     "verify": ("gateway.cli.statements:verify", "Check a signed statement, offline."),
     "config": ("gateway.cli.config:config", "Settings and where each comes from."),
     "doctor": ("gateway.cli.doctor:doctor", "Look for what will go wrong."),

@@ -74,13 +74,19 @@ def show(
         _show(statement)
 
 
-@statements.command(cls=SettingsCommand, help="The signed file of a statement.")
+@statements.command(cls=SettingsCommand, help="The signed file of a statement, or its FOCUS rows.")
 @click.argument("number", type=int)
+@click.option(
+    "--focus", type=click.Choice(["csv", "jsonl"]), help="FOCUS 1.2 rows in place of the file."
+)
 @click.option("--out", metavar="FILE", type=click.Path(dir_okay=False), help="Default: print it.")
 @click.pass_obj
-def export(loaded: Loaded, *, number: int, out: str | None) -> None:
-    said = _ask(loaded, "GET", f"/admin/v1/statements/{number}")
-    data = msgspec.json.format(msgspec.json.encode(said), indent=1) + b"\n"
+def export(loaded: Loaded, *, number: int, focus: str | None, out: str | None) -> None:
+    if focus is not None:
+        data = asyncio.run(_focus(loaded, number, focus))
+    else:
+        said = _ask(loaded, "GET", f"/admin/v1/statements/{number}")
+        data = msgspec.json.format(msgspec.json.encode(said), indent=1) + b"\n"
     if out is None:
         click.echo(data.decode(), nl=False)
     else:
@@ -116,6 +122,12 @@ def verify(*, file: str, key: str | None, as_json: bool) -> None:
     )
     trusted = "as expected" if key else "compare it with the operator's, or give --key"
     click.echo(f"signed by {fingerprint} ({trusted})")
+
+
+async def _focus(loaded: Loaded, number: int, form: str) -> bytes:
+    async with open_admin(loaded) as admin:
+        path = f"/admin/v1/statements/{number}"
+        return (await admin.raw(path, {"format": f"focus-{form}"}))[0]
 
 
 def _ask(

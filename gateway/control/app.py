@@ -36,6 +36,8 @@ from gateway.control.bodies import (
     typed_values,
 )
 from gateway.control.explanations import NoProcess, UnknownSubject
+from gateway.control.exports import Exports
+from gateway.control.focus import Seller
 from gateway.control.limits import LimitsChange, LimitsDesk
 from gateway.control.money import Money, MoneyDeps
 from gateway.control.purses import Move
@@ -80,6 +82,7 @@ class ControlDeps(msgspec.Struct, frozen=True, kw_only=True):
     credited: Callable[[Sequence[Move]], Awaitable[None]]
     signer: Signer
     stripe_secret: str | None = None
+    provider_name: str = "Token Factory"
 
 
 class _NewKey(BaseModel):
@@ -121,6 +124,7 @@ def build_app(deps: ControlDeps) -> Starlette:
             changed=deps.changed,
             credited=deps.credited,
             ship=deps.ship,
+            focus=admin.exports.statement,
         )
     )
     return Starlette(
@@ -139,6 +143,7 @@ def build_app(deps: ControlDeps) -> Starlette:
             Route("/admin/v1/usage/records", admin.records, methods=["GET"]),
             Route("/admin/v1/usage/differences", admin.check_usage, methods=["GET"]),
             Route("/admin/v1/usage/rebuild", admin.rebuild_usage, methods=["POST"]),
+            Route("/admin/v1/export", admin.exports.export, methods=["GET"]),
             Route("/admin/v1/doctor", admin.doctor, methods=["GET"]),
             *money.routes(),
             Route("/admin/v1/limits", admin.list_limits, methods=["GET"]),
@@ -186,6 +191,7 @@ class _Admin:
         self._deps = deps
         self._db = deps.db
         self._usages = Usages(deps.db, deps.ship)
+        self.exports = Exports(deps.db, deps.ship, Seller(deps.provider_name))
         self._limits = LimitsDesk(deps.db, deps.changed)
         self._applier = Applier(deps.db, mint=self._mint, digest=self._digest, now_ms=_now_ms)
 

@@ -198,6 +198,7 @@ class Core:
                 credited=self.purses.credited,
                 signer=self._signer,
                 stripe_secret=self.settings.stripe_secret,
+                provider_name=self.settings.provider_name,
             )
         )
 

@@ -74,7 +74,7 @@ class _Payout(_Body):
 
 class MoneyDeps(msgspec.Struct, frozen=True, kw_only=True):
     """``changed`` after a write that data processes must hear of, ``credited`` after one that moves
-    tenants' balances, ``ship`` before a read. ``stripe_secret`` None: no such door.
+    tenants' balances, ``ship`` before a read, ``focus`` makes FOCUS rows of a statement. ``stripe_secret`` None: no such door.
     """
 
     db: Database
@@ -83,6 +83,7 @@ class MoneyDeps(msgspec.Struct, frozen=True, kw_only=True):
     changed: Callable[[], Awaitable[None]]
     credited: Callable[[Sequence[Move]], Awaitable[None]]
     ship: Callable[[], Awaitable[None]]
+    focus: Callable[[int, str], Awaitable[Response]]
 
 
 class Money:
@@ -281,6 +282,9 @@ class Money:
         )
 
     async def statement_file(self, request: Request) -> Response:
+        if "format" in request.query_params:
+            number = request.path_params["number"]
+            return await self._deps.focus(number, request.query_params["format"])
         async with self._db.read() as connection:
             row = await statements.one(connection, request.path_params["number"])
         data = signed_file(

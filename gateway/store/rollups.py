@@ -18,6 +18,8 @@ from gateway.store.schema import usage_days, usage_hours, usage_records
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
+#: Of sums made or compared at once.
+SPAN_MS = 31 * DAY_MS
 #: What is summed, in the order of a group's list of sums.
 SUMMED = (
     "requests",
@@ -110,7 +112,7 @@ class Rollups:
         return found
 
 
-async def rebuild(db: Database, *, at_most_ms: int = 31 * DAY_MS) -> int:
+async def rebuild(db: Database, *, at_most_ms: int = SPAN_MS) -> int:
     """Make every sum anew from the ledger, a month at a time; the number of rows made. Records go on
     arriving between two months.
     """
@@ -134,25 +136,41 @@ async def rebuild(db: Database, *, at_most_ms: int = 31 * DAY_MS) -> int:
 
 
 async def differences(db: Database, *, at_most: int = 100) -> list[dict[str, Any]]:
-    """Where sums and ledger differ, at most so many; empty when they agree. One consistent read."""
+    """Where sums and ledger differ, at most so many; empty when they agree. A month at a time, each
+    a consistent read.
+    """
     found: list[dict[str, Any]] = []
-    async with db.read() as connection:
-        if not db.is_sqlite:
-            await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
-        for table, bucket, width in _KINDS:
-            span = {"from_ms": -1, "to_ms": 1 << 62}
-            rows = await connection.execute(text(_ledger_sql(width)), span)
-            ledger = {tuple(row[:6]): [int(each) for each in row[6:]] for row in rows}
-            names = ("tenant_id", "project_id", "key_id", "model_id", bucket, "currency", *SUMMED)
-            for row in await connection.execute(select(*(table.c[name] for name in names))):
-                group, kept = tuple(row[:6]), list(row[6:])
-                right = ledger.pop(group, [0] * len(SUMMED))
-                if right != kept and len(found) < at_most:
-                    found.append(_difference(bucket, group, right, kept))
-            for group, right in ledger.items():
-                if len(found) < at_most:
-                    found.append(_difference(bucket, group, right, [0] * len(SUMMED)))
-    return found
+    for from_ms, to_ms in await _spans(db, SPAN_MS):
+        async with db.read() as connection:
+            if not db.is_sqlite:
+                await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+            for table, bucket, width in _KINDS:
+                found += await _compare(connection, table, bucket, width, from_ms, to_ms)
+        if len(found) >= at_most:
+            break
+    return found[:at_most]
+
+
+async def _compare(
+    connection: AsyncConnection, table: Table, bucket: str, width: int, from_ms: int, to_ms: int
+) -> list[dict[str, Any]]:
+    span = {"from_ms": from_ms, "to_ms": to_ms}
+    rows = await connection.execute(text(_ledger_sql(width)), span)
+    ledger = {tuple(row[:6]): [int(each) for each in row[6:]] for row in rows}
+    names = ("tenant_id", "project_id", "key_id", "model_id", bucket, "currency", *SUMMED)
+    kept = await connection.execute(
+        select(*(table.c[name] for name in names)).where(
+            table.c[bucket] >= from_ms // width, table.c[bucket] < to_ms // width
+        )
+    )
+    nothing = [0] * len(SUMMED)
+    found = []
+    for row in kept:
+        group, sums = tuple(row[:6]), list(row[6:])
+        right = ledger.pop(group, nothing)
+        if right != sums:
+            found.append(_difference(bucket, group, right, sums))
+    return found + [_difference(bucket, group, right, nothing) for group, right in ledger.items()]
 
 
 async def _spans(db: Database, at_most_ms: int) -> list[tuple[int, int]]:

@@ -130,7 +130,8 @@ def _part(
             columns.append(table.c[_ID_COLUMN[each]].label(each))
         else:
             hours_of_days = table is usage_hours and each == "day"
-            columns.append((bucket // 24 if hours_of_days else bucket).label(each))
+            # + 0: SQLite would else read a row at a time in the index's order, at thrice the time.
+            columns.append((bucket // 24 if hours_of_days else bucket + 0).label(each))
     group = [*columns, table.c.currency]
     query = select(*group, *(func.sum(table.c[name]).label(name) for name in SUMMED)).group_by(
         *group

@@ -55,6 +55,24 @@ def test_a_month_is_closed_exported_and_verified_offline(prepaid: Cli, tmp_path:
     assert "no statement 1" in prepaid("statements", "export", "1", code=1)
 
 
+def test_what_is_booked_is_exported_and_gone_on_with(
+    prepaid: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "postings.csv"
+    ask = ("export", "postings", "--out", str(out))
+    prepaid("credits", "add", "acme", "5", "--reference", "w")
+    prepaid(*ask)
+    first = out.read_text().splitlines()
+    assert first[0].startswith("cursor,entry_key,")
+    prepaid("credits", "add", "acme", "7", "--reference", "w2")
+    prepaid(*ask, "--cursor", first[-1].partition(",")[0])
+    whole = out.read_text().splitlines()
+    assert whole[: len(first)] == first
+    assert len(whole) == 2 * len(first) - 1
+    assert json.loads(prepaid("export", "postings", "--format", "jsonl").splitlines()[0])
+    assert "no tenant nobody" in prepaid("export", "--tenant", "nobody", code=1)
+
+
 def test_a_genuine_file_is_told_from_a_changed_one(cli: Cli, tmp_path: Path) -> None:
     signer = Signer("11" * 32)
     document = canonical(statement())
