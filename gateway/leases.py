@@ -86,7 +86,7 @@ class Leases:
             elif not away:
                 self._top_up(lease, now_s)
         if not draw.lacking:
-            self._counters.add("tf_lease_draws_total", "covered")
+            self.count("covered")
         return draw
 
     async def fetch(self, draw: Draw) -> Verdict | None:
@@ -99,15 +99,14 @@ class Leases:
         )
         binding: Verdict | None = None
         failed: BaseException | None = None
-        for (index, units), answer in zip(lacking, answers, strict=True):
+        for answer in answers:
             if isinstance(answer, BaseException):
-                draw.lacking.append((index, units))
                 failed = answer
             elif answer is not None:
                 worst = binding.retry_after_ms if binding is not None else 0
                 if binding is None or (worst != -1 and not 0 <= answer.retry_after_ms <= worst):
                     binding = answer
-        self._counters.add("tf_lease_draws_total", "refused" if binding else "asked")
+        self.count("refused" if binding else "asked")
         if failed is not None and not isinstance(failed, StoreUnavailable):
             raise failed
         if binding is None and failed is not None:
@@ -116,18 +115,17 @@ class Leases:
 
     def undo(self, draw: Draw) -> list[int]:
         """Draw no more on the leases that lack; the indexes of what is left to find elsewhere."""
-        indexes = [index for index, _ in draw.lacking]
-        for index in indexes:
+        lacking, draw.lacking = draw.lacking, []
+        for index, units in lacking:
             lease = draw.leases[index]
             if lease is not None:
-                lease.back(draw.charges[index].amount, 0)
+                lease.undo(draw.charges[index].amount, units)
                 draw.leases[index] = None
-        draw.lacking = []
-        self._counters.add("tf_lease_draws_total", "shared")
-        return indexes
+        return [index for index, _ in lacking]
 
     def put_back(self, draw: Draw) -> None:
         """Nothing came of it: all of it goes back."""
+        self.undo(draw)
         self.settle(draw, tuple([Charge(each.limit, 0) for each in draw.charges]))
 
     def settle(self, draw: Draw, charged: tuple[Charge, ...]) -> None:
@@ -185,6 +183,10 @@ class Leases:
             if chunk is not None:
                 self._tell(lease, lease.granted(chunk, epoch))
 
+    def count(self, how: str) -> None:
+        """How a request's units were had."""
+        self._counters.add("tf_lease_draws_total", how)
+
     def units(self) -> dict[tuple[str, str], int]:
         """What is held unspent, by the kind of scope and the dimension."""
         found: dict[tuple[str, str], int] = defaultdict(int)
@@ -235,33 +237,34 @@ class Leases:
         assert lease is not None
         capacity = charge.limit.capacity
         rest = units
-        lease.asking += rest
-        try:
-            while rest:
-                never = charge.amount > capacity
-                asked = charge.amount if never else min(rest, capacity)
+        while rest:
+            never = charge.amount > capacity
+            asked = charge.amount if never else min(rest, capacity)
+            try:
                 verdict = await self._take(lease, charge, asked)
-                got = asked
-                if not verdict.admitted:
-                    # Others may have given back, or more was taken in advance, since it was asked.
-                    got = rest - min(rest, max(0, rest - lease.left - lease.asking))
-                    if never or not got:
-                        return self._refused(draw, index, verdict, 0 if never else rest - asked)
-                rest -= got
-                lease.asking -= got
-        finally:
-            lease.asking -= rest
+            except BaseException:
+                draw.lacking.append((index, rest))
+                raise
+            got = asked
+            if not verdict.admitted:
+                # Others may have given back, or more was taken in advance, since it was asked.
+                got = rest - min(rest, max(0, rest - lease.left - lease.asking))
+                if never or not got:
+                    lease.undo(charge.amount, rest)
+                    draw.leases[index] = None
+                    return self._refused(draw, index, lease, verdict, 0 if never else rest - asked)
+            rest -= got
+            lease.asking -= got
         self._top_up(lease, self._monotonic())
         return None
 
-    def _refused(self, draw: Draw, index: int, verdict: Verdict, more: int) -> Verdict | None:
-        charge, lease = draw.charges[index], draw.leases[index]
-        assert lease is not None
+    def _refused(
+        self, draw: Draw, index: int, lease: Lease, verdict: Verdict, more: int
+    ) -> Verdict | None:
+        charge = draw.charges[index]
         lease.wait_s = self._monotonic() + TOP_UP_PAUSE_S
         if charge.limit.shadow:
             draw.shadowed.append(charge.limit)
-            lease.back(charge.amount, 0)
-            draw.leases[index] = None
             return None
         wait_ms = verdict.retry_after_ms
         if more and wait_ms >= 0 and charge.limit.per_minute:

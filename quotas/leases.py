@@ -99,11 +99,22 @@ class Lease:
         self.charge = charge
 
     def draw(self, amount: int, now_s: float) -> int:
-        """Take ``amount``; how much of it is not covered: to be asked for, or ``back`` undoes it."""
+        """Take ``amount``; how much of it is not covered, and waited for from here on: it is granted,
+        or else ``undo`` ends it. What others wait for is theirs.
+        """
         self._note(amount, now_s)
         self.left -= amount
         self.out += amount
-        return max(0, -self.left - self.asking)
+        lacking = max(0, -self.left - self.asking)
+        self.asking += lacking
+        return lacking
+
+    def undo(self, drew: int, lacking: int) -> None:
+        """Nothing came of a draw that still waited for so much. One step: who draws in between must
+        see neither the units that it will not get nor its want of them.
+        """
+        self.asking -= lacking
+        self.back(drew, 0)
 
     def back(self, drew: int, used: int) -> None:
         """A request that drew has ended, and used so much."""
