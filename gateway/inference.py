@@ -9,7 +9,6 @@ same path through ``_close``.
 """
 
 import asyncio
-import logging
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -17,6 +16,7 @@ from gateway import identity
 from gateway.admission import Admission, NotAsked
 from gateway.call import Call, Stop, id_headers
 from gateway.ceilings import Ceilings
+from gateway.claims import Claims
 from gateway.contract.envelope import (
     BOUNDS,
     OPERATIONS,
@@ -28,7 +28,6 @@ from gateway.contract.envelope import (
 )
 from gateway.contract.errors import (
     ContractError,
-    IdempotencyKeyUsed,
     InvalidBody,
     InvalidKey,
     LimitExceeded,
@@ -44,6 +43,7 @@ from gateway.engines import Engine, Engines
 from gateway.errors import normalise_engine_error, refusal_of
 from gateway.exchange import Closing, Exchange
 from gateway.forward import Forwarder
+from gateway.health import Health
 from gateway.metering.board import Slot
 from gateway.metering.desk import Desk
 from gateway.metering.slots import RESERVED_BIT
@@ -63,7 +63,6 @@ from quotas.record import Outcome, UsageRecord
 from quotas.settlement import unbilled_ms
 from quotas.unbilled import UnbilledEndings
 from routing.attempts import RetryBudget, may_retry
-from routing.breaker import on_busy, on_failure, on_success
 from routing.decide import decide
 from routing.errors import NoEndpoint
 from routing.request import RoutingRequest
@@ -73,11 +72,8 @@ from routing.topology import Endpoint, Pool
 SLICED_BYTES = 65_536
 #: An unsettled reservation outlives the longest stream by a day: time to find it after a crash.
 RESERVATION_GRACE_S = 86_400
-IDEMPOTENCY_KEY_BYTES_MAX = 255
 #: Attempts that are nobody's failure: a kept socket that had died, a 400 that taught how to ask.
 FREE_RETRIES_MAX = 2
-ALARM_EVERY_S = 60.0
-log = logging.getLogger("gateway.inference")
 #: Operations as slots name them.
 _CODE_OF = {name: code for code, name in enumerate(OPERATIONS)}
 OUTCOME_OF: dict[str, Outcome] = {
@@ -133,7 +129,8 @@ class Inference:
         self.refusals = Refusals()
         self._estimators: dict[int, PromptEstimator] = defaultdict(PromptEstimator)
         self._budgets: dict[int, RetryBudget] = defaultdict(RetryBudget)
-        self._alarmed_s: dict[int, float] = {}
+        self._claims = Claims(admission, pepper)
+        self._health = Health(engines, counters, monotonic)
         self.running: dict[str, Call] = {}
 
     # -- the life ----------------------------------------------------------------------------
@@ -153,7 +150,7 @@ class Inference:
         sold = terms.on_throughput(started_ms)
         everybodys, terms = terms, sold or terms
         intent = await self._plan(terms, envelope, call.request.body)
-        await self._claim(call, terms)
+        await self._claims.take(call, principal, _ttl_s(model))
         try:
             try:
                 slot = self._desk.claim()
@@ -231,36 +228,11 @@ class Inference:
             raise ModelNotPriced(name)  # free work for who pays would be nobody's
         return model
 
-    async def _claim(self, call: Call, terms: Terms) -> None:
-        """One Idempotency-Key of a project is one request, from admission to a day after its end."""
-        text = call.request.header(b"idempotency-key")
-        if text is None:
-            return
-        if not 0 < len(text) <= IDEMPOTENCY_KEY_BYTES_MAX:
-            raise InvalidBody(
-                f"The Idempotency-Key header has 1 to {IDEMPOTENCY_KEY_BYTES_MAX} characters.", None
-            )
-        principal = terms.principal
-        said = f"{principal.project.id}:{text.decode('latin-1')}"
-        name = identity.digest(self._pepper, said).hex()[:32]
-        ttl_s = int(terms.model.timeouts.stream_s) + RESERVATION_GRACE_S
-        try:
-            first = await self._admission.claim(principal, name, call.request_id, ttl_s)
-        except StoreUnavailable:
-            raise StoreAway from None
-        if first != call.request_id:
-            raise IdempotencyKeyUsed(first)
-        call.claim = name
-
     def _put_back(self, call: Call, principal: Principal) -> None:
         """It was not admitted: what it drew goes back, and its key may come again."""
         if call.draw is not None:
             self._admission.put_back(call.request_id, call.draw)
-        self._unclaim(call, principal)
-
-    def _unclaim(self, call: Call, principal: Principal) -> None:
-        if call.claim:
-            self._admission.unclaim(principal, call.claim, call.request_id)
+        self._claims.give_back(call, principal)
 
     def _refuse_unbilled(self, principal: Principal) -> None:
         """Endings that bill nothing are free work, so they are bounded too."""
@@ -339,7 +311,7 @@ class Inference:
             intent.cap,
             started_ms,
         )
-        ttl_s = int(model.timeouts.stream_s) + RESERVATION_GRACE_S
+        ttl_s = _ttl_s(model)
         try:
             verdict = await self._admission.reserve(principal, call.request_id, charges, ttl_s)
         except NotAsked:
@@ -420,16 +392,16 @@ class Inference:
                 call, slot, endpoint, intent, headers, fresh=fresh
             )
             if isinstance(outcome, Ended):
-                self._judge(exchange, endpoint, outcome)
+                self._health.judge(exchange, endpoint, outcome)
                 return self._after_commit(call, exchange, outcome)
             again, fresh = None, False
             if call.stopping() is not None:
                 continue  # it failed because we stopped it
-            if free_retries < FREE_RETRIES_MAX and self._teaches(call, endpoint, outcome):
+            if free_retries < FREE_RETRIES_MAX and self._health.teaches(call, endpoint, outcome):
                 free_retries += 1
                 again, fresh = endpoint, outcome.reused
                 continue
-            self._judge(exchange, endpoint, outcome)
+            self._health.judge(exchange, endpoint, outcome)
             last = outcome
             tried = (*tried, endpoint.id)
             retry = may_retry(outcome.kind, committed=call.reply.started, attempts_made=len(tried))
@@ -489,7 +461,7 @@ class Inference:
             self._admission.ended(exchange.principal, exchange.request_id)
         self._learn(call, exchange)
         if record is None:
-            self._unclaim(call, exchange.principal)
+            self._claims.give_back(call, exchange.principal)
             return
         self._count(exchange.model, record)
         if not any(record.billed.values()):
@@ -497,7 +469,7 @@ class Inference:
             spent_ms = unbilled_ms(record)
             self._counters.add("tf_unbilled_ms_total", labels_of(exchange.model.name), spent_ms)
 
-    # -- choosing and judging ------------------------------------------------------------------
+    # -- choosing ------------------------------------------------------------------------------
 
     def _choose(
         self, pool: Pool | None, exchange: Exchange, intent: Plan, tried: tuple[int, ...]
@@ -515,56 +487,6 @@ class Inference:
         engines = self._engines
         now_s = self._monotonic()
         return decide(request, engines.signals, engines.loads, now_s, self._chance).endpoint
-
-    def _judge(self, exchange: Exchange, endpoint: Endpoint, outcome: Failed | Ended) -> None:
-        """What this attempt says of the endpoint's health."""
-        load = self._engines.loads.get(endpoint.id)
-        result = outcome.ending if isinstance(outcome, Ended) else outcome.kind
-        self._counters.add("tf_attempts_total", labels_of(result))
-        if load is None:
-            return
-        now_s = self._monotonic()
-        if isinstance(outcome, Ended):
-            if outcome.ending in ("engine_error", "timeout"):
-                on_failure(load, now_s)
-            elif exchange.first_event_s >= 0:  # one that was left before it answered says nothing
-                on_success(load)
-        elif outcome.kind == "engine_busy":
-            on_busy(load, now_s, outcome.retry_after_s)
-        elif outcome.kind == "misconfigured":
-            # Our name or credential there is wrong; its other models may be well.
-            self._alarm(exchange.model, endpoint, outcome.status)
-        elif outcome.kind == "engine_4xx":
-            on_success(load)
-        else:
-            on_failure(load, now_s)
-
-    def _alarm(self, model: ModelDoc, endpoint: Endpoint, status: int) -> None:
-        """Count every time, and tell the operator once a minute an endpoint."""
-        self._counters.add("tf_upstream_misconfigured_total", labels_of(model.name))
-        now_s = self._monotonic()
-        if now_s - self._alarmed_s.get(endpoint.id, -ALARM_EVERY_S) >= ALARM_EVERY_S:
-            self._alarmed_s[endpoint.id] = now_s
-            self._engines.renew(endpoint)
-            log.error(
-                "endpoint %s answers %d to us: check its api_key, its url and the model's upstream"
-                " name (%s)",
-                endpoint.url, status, model.name,
-            )  # fmt: skip
-
-    def _teaches(self, call: Call, endpoint: Endpoint, outcome: Failed) -> bool:
-        """Whether the same endpoint may be asked again at no cost to the retry budget."""
-        if outcome.reused:
-            return True
-        envelope = call.envelope
-        if envelope is None or not envelope.stream or outcome.status != 400:  # noqa: PLR2004
-            return False
-        if b"stream_options" not in outcome.body and b"continuous_usage" not in outcome.body:
-            return False
-        engine = self._engines.get(endpoint)
-        mode = engine.usage_mode(self._engines.signals.get(endpoint.id))
-        engine.refuse_usage(mode)
-        return mode != "none"
 
     # -- endings -------------------------------------------------------------------------------
 
@@ -657,6 +579,11 @@ class Inference:
             tokens_total[labels_of(model.name, kind)] += tokens
         if record.ttft_ms >= 0:
             counters.histogram("tf_ttft_seconds", model.name).observe(record.ttft_ms / 1000)
+
+
+def _ttl_s(model: ModelDoc) -> int:
+    """How long the store keeps what a request left there, should nobody end it."""
+    return int(model.timeouts.stream_s) + RESERVATION_GRACE_S
 
 
 def _longest(exchange: Exchange, intent: Plan) -> int:

@@ -26,6 +26,7 @@ SHELLS = (
     "gateway.leases",
     "gateway.call",  # holds a reply and a relay: sockets by type
     "gateway.children",
+    "gateway.claims",
     "gateway.cli",
     "gateway.control",
     "gateway.controlplane",
@@ -37,6 +38,7 @@ SHELLS = (
     "gateway.explain",  # asks the store
     "gateway.engines",  # reads engines' credentials
     "gateway.forward",
+    "gateway.health",
     "gateway.inference",
     "gateway.leash",
     "gateway.link",
@@ -59,6 +61,7 @@ SHELLS = (
 PROVEN_ELSEWHERE = {
     # the data plane, whole, against real engines and clients
     "gateway.call": "flows/test_endings.py",
+    "gateway.claims": "flows/test_idempotency.py",
     "gateway.dataplane": "flows/test_first_request.py flows/test_endings.py",
     "gateway.metering.desk": "flows/test_crashes.py gateway/metering/test_kill_points.py",
     "gateway.routes": "flows/test_first_request.py",

@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import logging
 import secrets
 
 import pytest
@@ -51,13 +50,6 @@ class Bench:
         trace = context_from(None, secrets.token_hex, sample=False)
         self.call = Call(request(), reply, REQUEST_ID, trace)
         self.exchange = exchange(MODEL)
-
-    @property
-    def load(self):
-        return self.engines.loads[7]
-
-    def judge(self, outcome):
-        self.inference._judge(self.exchange, self.endpoint, outcome)
 
     def give_up(self, failed):
         return answer(self.inference._give_up(self.call, self.exchange, failed), "x")
@@ -112,34 +104,6 @@ async def test_a_stream_whose_head_went_out_is_recorded_with_its_200(bench):
     bench.give_up(Failed("connect"))
 
     assert bench.exchange.status == 200
-
-
-async def test_an_endpoint_is_judged_by_what_it_did(bench):
-    bench.judge(Failed("engine_5xx", 500))
-    assert bench.load.consecutive_failures == 1
-    bench.judge(Ended("client_abort"))  # left before its first event: it says nothing
-    assert bench.load.consecutive_failures == 1
-    bench.exchange.first_event_s = 101.0
-    bench.judge(Ended("client_abort"))
-    assert bench.load.consecutive_failures == 0
-    bench.judge(Ended("timeout"))
-    assert bench.load.consecutive_failures == 1
-    bench.judge(Failed("engine_busy", 503, b"", 7.0))
-    assert (bench.load.consecutive_failures, bench.load.back_off_until_s) == (0, 107.0)
-
-
-async def test_a_misconfigured_endpoint_is_counted_always_and_told_once_a_minute(bench, caplog):
-    with caplog.at_level(logging.ERROR):
-        for _ in range(3):
-            bench.judge(Failed("misconfigured", 401))
-        bench.now_s += 61
-        bench.judge(Failed("misconfigured", 401))
-
-    assert bench.counters.counters["tf_upstream_misconfigured_total"] == {"llama": 4}
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2
-    assert "answers 401 to us" in told[0]
-    assert bench.load.consecutive_failures == 0
 
 
 async def test_a_stop_error_is_the_callers(bench):
