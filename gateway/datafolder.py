@@ -104,6 +104,10 @@ class DataFolder:
         """What the admin API asks of an operator."""
         return self.secret("operator_token", lambda: "tfo_" + secrets.token_urlsafe(32))
 
+    def host_id(self) -> str:
+        """What this host is called among those that share a database."""
+        return self.secret("host_id", lambda: secrets.token_hex(16))
+
     def statement_key(self) -> str:
         """The seed of the key that signs statements; hosts that sign alike share the file."""
         return self.secret("statement_key", lambda: secrets.token_hex(32))

@@ -46,6 +46,7 @@ COMMANDS = {
         "Records, postings or FOCUS rows as CSV or JSON lines.",
     ),
     "verify": ("gateway.cli.statements:verify", "Check a signed statement, offline."),
+    "sinks": ("gateway.cli.sinks:sinks", "Receivers of usage and alerts: show them, try again."),
     "config": ("gateway.cli.config:config", "Settings and where each comes from."),
     "doctor": ("gateway.cli.doctor:doctor", "Look for what will go wrong."),
     "version": ("gateway.cli.config:version", "The version of this program."),

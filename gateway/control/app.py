@@ -41,6 +41,7 @@ from gateway.control.focus import Seller
 from gateway.control.limits import LimitsChange, LimitsDesk
 from gateway.control.money import Money, MoneyDeps
 from gateway.control.purses import Move
+from gateway.control.sinks import SinksDesk
 from gateway.control.usages import Usages
 from gateway.declared.apply import Applier
 from gateway.declared.document import DeclaredError, EndpointPart, load, parse
@@ -146,6 +147,7 @@ def build_app(deps: ControlDeps) -> Starlette:
             Route("/admin/v1/export", admin.exports.export, methods=["GET"]),
             Route("/admin/v1/doctor", admin.doctor, methods=["GET"]),
             *money.routes(),
+            *SinksDesk(deps.db).routes(),
             Route("/admin/v1/limits", admin.list_limits, methods=["GET"]),
             Route("/admin/v1/limits", admin.change_limits, methods=["POST"]),
             Route("/admin/v1/reconciliations", admin.reconcile, methods=["POST"]),

@@ -22,6 +22,7 @@ from gateway.control.announcements import Announcements
 from gateway.control.app import ControlDeps, build_app
 from gateway.control.balances import Balances
 from gateway.control.capabilities import probe_endpoint
+from gateway.control.deliveries import Deliveries
 from gateway.control.diagnosis import Finding
 from gateway.control.examination import examine
 from gateway.control.explanations import Explanations
@@ -132,6 +133,14 @@ class Core:
             unix_ms=unix_ms,
         )
         self.prober = self._new_prober(HEALTH_EVERY_S)
+        self.deliveries = Deliveries(
+            self.db,
+            fetch,
+            owner=DataFolder(settings.data_dir).host_id(),
+            environ=environ,
+            unix_ms=unix_ms,
+            chance=random.random,
+        )
         self.announcements: Announcements | None = None
         if settings.redis_url:  # one that other hosts may share
             self.announcements = Announcements(settings.redis_url, self.feed.poll)
@@ -172,6 +181,7 @@ class Core:
         """Let go of everything; what is not shipped waits in its journal."""
         await self.link.close()
         await self.prober.close()
+        await self.deliveries.close()
         if self.announcements is not None:
             await self.announcements.close()
         await self.shipper.close()
@@ -234,11 +244,14 @@ class Core:
 
     async def _metrics(self) -> bytes:
         lag = self.shipper.lag()
+        parked, failing = await self.deliveries.trouble()
         own = {
             "tf_ledger_lag_seconds": lag.oldest_unshipped_s,
             "tf_ledger_unshipped_records": lag.unshipped,
             "tf_ledger_unsettled_records": lag.unsettled,
             "tf_ledger_quarantined_records": await self._quarantined(),
+            "tf_sinks_parked_events": parked,
+            "tf_sinks_failing": failing,
             "tf_balance_drift_micro": self.purses.drift_micro,
             "tf_balance_corrections_total": self.purses.corrected,
             "tf_data_processes": len(self.link.peers),

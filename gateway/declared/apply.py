@@ -25,9 +25,10 @@ from gateway.declared.document import (
 from gateway.declared.limits import LimitsPart, SharedLimits
 from gateway.declared.prices import PricePart
 from gateway.store import accounts, catalog, changes, contracts, publishers
+from gateway.store import sinks as receivers
 from gateway.store.database import Database
 from gateway.store.limits import PLATFORM, PLATFORM_ID, changed_row, set_limits
-from gateway.store.schema import endpoints, keys, models, pools, projects, tenants
+from gateway.store.schema import endpoints, keys, models, pools, projects, sinks, tenants
 from gateway.store.schema import publishers as schema_publishers
 from quotas.pricing import DEFAULT_TIER
 
@@ -117,6 +118,8 @@ class _Run:
                 await self._limits("project", project_id, path, project.limits)
                 for key in project.keys:
                     await self._key(project_id, f"{path}/{key.name}", key)
+        for sink in self._declared.sinks:
+            await self._sink("sink", sink.name, sink.options(), sink.start)
         if prune:
             await self._prune()
         if self._rows:
@@ -306,6 +309,18 @@ class _Run:
         self._note_change(noun, path)
         self._rows.append((kind, row_id))
 
+    async def _sink(self, kind: str, name: str, options: receivers.Options, start: str) -> None:
+        """A receiver of events; the data processes know nothing of it."""
+        try:
+            row_id, verb = await receivers.set_sink(
+                self._connection, name, kind, options, start, self._now_ms
+            )
+        except ValueError as wrong:
+            raise DeclaredError(f"{self._file}: {kind}s: {wrong}") from None
+        self._seen.setdefault("sinks", set()).add(row_id)
+        if verb != "same":
+            self._note(verb, f"{kind}s", name)
+
     # -- pruning -----------------------------------------------------------------------------
 
     async def _prune(self) -> None:
@@ -318,6 +333,7 @@ class _Run:
             ("models", models, "model"),
             ("endpoints", endpoints, "pool"),
             ("pools", pools, "pool"),
+            ("sinks", sinks, ""),
         ):
             for row_id, (path, parent) in paths[noun].items():
                 if row_id in self._seen.get(noun, set()):
@@ -326,7 +342,8 @@ class _Run:
                 if noun == "keys":
                     await accounts.revoke(self._connection, row_id, self._now_ms)
                 self._note("removed", noun, path)
-                self._rows.append((kind, parent if noun == "endpoints" else row_id))
+                if kind:  # one that data processes know
+                    self._rows.append((kind, parent if noun == "endpoints" else row_id))
 
     async def _paths(self) -> dict[str, dict[int, tuple[str, int]]]:
         """Every living row: noun -> id -> (path, parent id)."""
@@ -354,6 +371,7 @@ class _Run:
         await live("tenants", tenants, "name", None)
         await live("projects", projects, "name", "tenant_id")
         await live("keys", keys, "name", "project_id")
+        await live("sinks", sinks, "name", None)
         return found
 
     # -- rows --------------------------------------------------------------------------------

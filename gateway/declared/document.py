@@ -22,6 +22,7 @@ from pydantic import (
 from gateway.declared.contracts import ContractPart, CostPart, SharePart, check_shares
 from gateway.declared.limits import LimitsPart, ScopeLimits, SharedLimits
 from gateway.declared.prices import PricePart, TimeZone, WhenPart
+from gateway.declared.sinks import SinkPart
 from gateway.wire.dial import parse_endpoint
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}$"
@@ -146,6 +147,7 @@ class Declared(_Part):
     publishers: list[PublisherPart] = []
     models: list[ModelPart] = []
     tenants: list[TenantPart] = []
+    sinks: list[SinkPart] = []
 
     @model_validator(mode="after")
     def _names_once(self) -> "Declared":
@@ -153,6 +155,7 @@ class Declared(_Part):
         _once("models", [each.name for each in self.models])
         _once("tenants", [each.name for each in self.tenants])
         _once("publishers", [each.name for each in self.publishers])
+        _once("sinks", [each.name for each in self.sinks])
         for pool in self.pools:
             _once(f"pools.{pool.name}.endpoints", [each.url for each in pool.endpoints])
         for tenant in self.tenants:
@@ -182,6 +185,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "projects": ProjectPart,
     "keys": KeyPart,
     "limits": LimitsPart,
+    "sinks": SinkPart,
 }
 
 
@@ -255,5 +259,7 @@ def _fault(file: str, error: Any) -> str:
     if error["type"] == "missing":
         return f"{file}: {path}: missing, expected a value"
     shown = repr(error["input"])
+    if path.endswith(".url") and ("@" in shown or "?" in shown):
+        shown = "(hidden)"  # a secret, perhaps
     where = f"{path}: {shown[:80]}: " if path else ""
     return f"{file}: {where}{message[:1].lower()}{message[1:]}"

@@ -391,6 +391,53 @@ statements = _table(
     Column("closed_ms", BigInteger, nullable=False),
     UniqueConstraint("kind", "party_id", "month", "currency"),
 )
+#: Receivers of events: of usage (``sink``) or of alerts (``webhook``).
+sinks = _table(
+    "sinks",
+    Column("name", Text, nullable=False),
+    Column("kind", Text, nullable=False),  # sink | webhook
+    Column("options", Text, nullable=False),  # JSON of gateway.store.sinks.Options
+    Column("created_ms", BigInteger, nullable=False),
+    _deleted_at(),
+)
+#: How far each has come. A cursor moves when the receiver has said that it has what lies before it.
+sink_cursors = Table(
+    "sink_cursors",
+    metadata,
+    Column("sink_id", ForeignKey("sinks.id"), primary_key=True),
+    Column("record_id", BigInteger, nullable=False),  # of usage_records, sent up to here
+    Column("posting_id", BigInteger, nullable=False),  # of corrections among postings
+    Column("alert_id", BigInteger, nullable=False),  # of alerts
+    Column("delivered", BigInteger, nullable=False),
+    Column("delivered_ms", BigInteger, nullable=False),  # 0 = never
+    Column("failures", Integer, nullable=False),  # in a row
+    Column("retry_ms", BigInteger, nullable=False),  # not before
+    Column("failure", Text, nullable=False),  # the last one's words
+)
+parked_events = _table(
+    "parked_events",
+    Column("sink_id", ForeignKey("sinks.id"), nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("event", Text, nullable=False),  # JSON of gateway.events.Event
+    Column("reason", Text, nullable=False),
+    Column("parked_ms", BigInteger, nullable=False),
+    Column("queued", Integer, nullable=False, server_default="0"),  # 1 = to be sent again
+    UniqueConstraint("sink_id", "event_id"),
+)
+#: Who does what only one host does at a time.
+duties = Table(
+    "duties",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("until_ms", BigInteger, nullable=False),
+)
+#: What webhooks are told. Append-only; an id is written once.
+alerts = _table(
+    "alerts",
+    Column("event_id", Text, nullable=False, unique=True),
+    Column("event", Text, nullable=False),  # JSON of gateway.events.Event
+)
 
 _named(tenants, "name")
 _named(projects, "tenant_id", "name")
@@ -399,6 +446,7 @@ _named(pools, "name")
 _named(endpoints, "pool_id", "url")
 _named(models, "name")
 _named(publishers, "name")
+_named(sinks, "name")
 Index("ix_postings_tenant_month", postings.c.tenant_id, postings.c.month)
 Index(
     "ix_postings_publisher_month",

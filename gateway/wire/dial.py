@@ -5,6 +5,7 @@ nothing read from the environment.
 """
 
 import asyncio
+import contextlib
 import re
 import socket
 import ssl
@@ -77,22 +78,11 @@ async def dial(
 
     Raises ``ConnectFailed``; TLS handshakes count towards the timeout.
     """
-    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(connect_timeout_s):
-            host, port = address.host, address.port
-            if policy is not None:
-                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-                host = str(found[0][4][0])
-                policy(host)
+            hosts = [address.host] if policy is None else await _allowed(address, policy)
             context = await _tls(ca_file) if address.tls else None
-            transport, protocol = await loop.create_connection(
-                factory,
-                host,
-                port,
-                ssl=context,
-                server_hostname=address.host if address.tls else None,
-            )
+            transport, protocol = await _connect(address, hosts, factory, context)
     except TimeoutError:
         raise ConnectFailed("the connect timed out", timeout=True) from None
     except (OSError, ssl.SSLError, UnicodeError) as error:
@@ -101,6 +91,35 @@ async def dial(
     if sock is not None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return protocol
+
+
+async def _connect(
+    address: Address,
+    hosts: list[str],
+    factory: Callable[[], ProtocolT],
+    context: ssl.SSLContext | None,
+) -> tuple[asyncio.Transport, ProtocolT]:
+    """To the first of the hosts that takes the connection."""
+    loop = asyncio.get_running_loop()
+    name = address.host if address.tls else None
+    for host in hosts[:-1]:
+        with contextlib.suppress(OSError):
+            return await loop.create_connection(
+                factory, host, address.port, ssl=context, server_hostname=name
+            )
+    return await loop.create_connection(
+        factory, hosts[-1], address.port, ssl=context, server_hostname=name
+    )
+
+
+async def _allowed(address: Address, policy: Callable[[str], None]) -> list[str]:
+    """Every address of the name, each looked at: none is resolved again afterwards."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    hosts = list(dict.fromkeys(str(each[4][0]) for each in found))
+    for host in hosts:
+        policy(host)
+    return hosts
 
 
 #: By ca_file, with its time of change; made again when the file was replaced.

@@ -1,11 +1,11 @@
-"""One request, one whole answer: probes, scrapes and /tokenize of the control process.
+"""One request, one whole answer: probes, scrapes, /tokenize, and deliveries to receivers.
 
 On the same dial and the same parser as the data plane, so that the same policy holds. Not a client
 for anything else.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -67,8 +67,9 @@ async def fetch(
     timeout_s: float = 5.0,
     max_bytes: int = 4 << 20,
     ca_file: str | None = None,
+    policy: Callable[[str], None] | None = None,
 ) -> Fetched:
-    """The whole answer, whatever its status. Raises ``FetchFailed``."""
+    """The whole answer, whatever its status. Raises ``FetchFailed``. ``policy``: as ``dial``'s."""
     lines = b"".join([b"%b: %b\r\n" % pair for pair in headers])
     head = b"%b %b HTTP/1.1\r\nhost: %b\r\naccept-encoding: identity\r\n%bcontent-length: %d\r\nconnection: close\r\n\r\n" % (
         method.encode(), (address.prefix + path).encode(), address.host_header, lines, len(body),
@@ -76,7 +77,9 @@ async def fetch(
     upstream: Upstream | None = None
     try:
         async with asyncio.timeout(timeout_s):
-            upstream = await dial(address, Upstream, connect_timeout_s=timeout_s, ca_file=ca_file)
+            upstream = await dial(
+                address, Upstream, connect_timeout_s=timeout_s, ca_file=ca_file, policy=policy
+            )
             whole = _Whole(max_bytes)
             upstream.send(head, body, whole)
             return await whole.done

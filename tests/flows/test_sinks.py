@@ -1,0 +1,82 @@
+"""From a chat request to a receiver outside, through a control process that is killed in between."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+
+import httpx
+
+from tests.flows.test_crashes import child_pids
+from tests.support.gateway import document, running
+from tests.support.receiver import Receiver
+from tests.support.until import wait_until
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+@contextlib.contextmanager
+def outside(answer=lambda _request: 204):
+    """A receiver in a thread of its own."""
+    receiver, loop = Receiver(answer), asyncio.new_event_loop()
+    loop.run_until_complete(receiver.start())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield receiver
+    finally:
+        asyncio.run_coroutine_threadsafe(receiver.stop(), loop).result(5)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(5)
+        loop.close()
+
+
+def chat(gateway, secret):
+    response = httpx.post(
+        gateway.base_url + "/chat/completions",
+        json={"model": "llama", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3},
+        headers={"authorization": f"Bearer {secret}"},
+        trust_env=False,
+        timeout=10,
+    )
+    assert response.status_code == 200, response.text
+    return response.headers["x-request-id"]
+
+
+def test_a_request_is_told_once_though_control_is_killed_before_it_knows(tmp_path, engines):
+    said = []
+
+    def answer(_request):
+        return said.pop(0) if said else 204
+
+    engine = engines.start()
+    with outside(answer) as receiver, running(tmp_path / "data") as gateway:
+        file = document(engine.url) | {"sinks": [{"name": "meter", "url": receiver.url}]}
+        secret = gateway.apply(file)["keys"][0]["secret"]
+        ids = [chat(gateway, secret)]
+        wait_until(lambda: len(receiver.kept) == 1, 10.0)
+        told = receiver.events[0]
+        assert (told["id"], told["subject"]) == (ids[0], "acme")
+        assert told["data"]["completion_tokens"] == 3
+        assert told["data"]["cost"] != "0"
+
+        said.append("hang")
+        ids.append(chat(gateway, secret))
+        wait_until(lambda: len(receiver.requests) == 2, 10.0)  # sent, and not answered
+        [control] = child_pids(gateway, "gateway.controlplane")
+        os.kill(control, signal.SIGKILL)
+        wait_until(lambda: len(receiver.kept) == 2, 15.0)
+
+        assert receiver.requests[1].events[0]["id"] == receiver.events[1]["id"] == ids[1]
+
+        said.append((422, {}, b"no such customer"))
+        ids.append(chat(gateway, secret))
+        wait_until(lambda: gateway.ask("GET", "/admin/v1/sinks/meter")["parked"] == 1, 10.0)
+        shown = gateway.ask("GET", "/admin/v1/sinks/meter")
+        [parked] = shown["parked_events"]
+        assert (parked["id"], shown["delivered"], shown["state"]) == (ids[2], 2, "idle")
+        assert gateway.ask("POST", "/admin/v1/sinks/meter/retry", {"events": [ids[2]]})
+        wait_until(lambda: len(receiver.kept) == 3, 10.0)
+
+    assert [event["id"] for event in receiver.events] == ids
