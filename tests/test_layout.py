@@ -108,6 +108,7 @@ PROVEN_ELSEWHERE = {
     "gateway.store.corrections": "gateway/store/test_statements.py",
     "gateway.store.credit": "gateway/store/test_books.py gateway/store/test_statements.py",
     "gateway.store.entries": "gateway/store/test_books.py",
+    "gateway.store.alerts": "gateway/control/test_alerts.py",
     "gateway.store.outbox": "gateway/control/test_deliveries.py",
     "gateway.store.sinks": "gateway/control/test_deliveries.py gateway/cli/test_sinks.py",
     "gateway.store.publishers": "gateway/store/test_books.py",

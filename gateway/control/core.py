@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.applications import Starlette
 
 from gateway import __version__, identity
+from gateway.control.alerts import Alerts
 from gateway.control.announcements import Announcements
 from gateway.control.app import ControlDeps, build_app
 from gateway.control.balances import Balances
@@ -140,6 +141,13 @@ class Core:
             environ=environ,
             unix_ms=unix_ms,
             chance=random.random,
+        )
+        self.alerts = Alerts(
+            self.db,
+            self.feed.snapshot,
+            self.prober.signals,
+            owner=DataFolder(settings.data_dir).host_id(),
+            unix_ms=unix_ms,
         )
         self.announcements: Announcements | None = None
         if settings.redis_url:  # one that other hosts may share

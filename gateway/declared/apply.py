@@ -30,6 +30,7 @@ from gateway.store.database import Database
 from gateway.store.limits import PLATFORM, PLATFORM_ID, changed_row, set_limits
 from gateway.store.schema import endpoints, keys, models, pools, projects, sinks, tenants
 from gateway.store.schema import publishers as schema_publishers
+from quotas.money import parse_price
 from quotas.pricing import DEFAULT_TIER
 
 
@@ -120,6 +121,8 @@ class _Run:
                     await self._key(project_id, f"{path}/{key.name}", key)
         for sink in self._declared.sinks:
             await self._sink("sink", sink.name, sink.options(), sink.start)
+        for webhook in self._declared.webhooks:
+            await self._sink("webhook", webhook.name, webhook.options(), "now")
         if prune:
             await self._prune()
         if self._rows:
@@ -278,7 +281,8 @@ class _Run:
                 )
 
     async def _tenant(self, part: TenantPart) -> int:
-        wanted: dict[str, object] = {"time_zone": part.time_zone}
+        low = None if part.low_balance is None else parse_price(part.low_balance)
+        wanted: dict[str, object] = {"time_zone": part.time_zone, "low_balance_nano": low}
         known = await accounts.live_id(self._connection, tenants, name=part.name)
         tenant_id = await self._named("tenants", tenants, part.name, wanted, name=part.name)
         if known is not None and await self._differs(tenants, tenant_id, wanted):

@@ -21,8 +21,8 @@ from pydantic import (
 
 from gateway.declared.contracts import ContractPart, CostPart, SharePart, check_shares
 from gateway.declared.limits import LimitsPart, ScopeLimits, SharedLimits
-from gateway.declared.prices import PricePart, TimeZone, WhenPart
-from gateway.declared.sinks import SinkPart
+from gateway.declared.prices import DecimalPrice, PricePart, TimeZone, WhenPart
+from gateway.declared.sinks import SinkPart, WebhookPart
 from gateway.wire.dial import parse_endpoint
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}$"
@@ -133,6 +133,7 @@ class PublisherPart(_Part):
 class TenantPart(_Part):
     name: Name
     time_zone: TimeZone = "UTC"
+    low_balance: DecimalPrice | None = None  # webhooks are told below it
     contract: ContractPart | None = None
     prices: list[OwnPricePart] | None = None
     limits: LimitsPart = LimitsPart()
@@ -148,6 +149,7 @@ class Declared(_Part):
     models: list[ModelPart] = []
     tenants: list[TenantPart] = []
     sinks: list[SinkPart] = []
+    webhooks: list[WebhookPart] = []
 
     @model_validator(mode="after")
     def _names_once(self) -> "Declared":
@@ -155,7 +157,7 @@ class Declared(_Part):
         _once("models", [each.name for each in self.models])
         _once("tenants", [each.name for each in self.tenants])
         _once("publishers", [each.name for each in self.publishers])
-        _once("sinks", [each.name for each in self.sinks])
+        _once("sinks, webhooks", [each.name for each in (*self.sinks, *self.webhooks)])
         for pool in self.pools:
             _once(f"pools.{pool.name}.endpoints", [each.url for each in pool.endpoints])
         for tenant in self.tenants:
@@ -186,6 +188,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "keys": KeyPart,
     "limits": LimitsPart,
     "sinks": SinkPart,
+    "webhooks": WebhookPart,
 }
 
 

@@ -102,3 +102,21 @@ class SinkPart(_Receiver):
             "subjects": self.subjects,
         }
         return msgspec.convert(own | self._shared(), Options)
+
+
+class WebhookPart(_Receiver):
+    """A receiver of alerts, each signed."""
+
+    events: (
+        list[Literal["budget.threshold", "balance.low", "endpoint.down", "endpoint.up"]] | None
+    ) = None
+
+    @model_validator(mode="after")
+    def _signed(self) -> "WebhookPart":
+        if not (self.secret_env or self.secret_file):
+            raise ValueError("secret_env or secret_file: expected the place of the signing secret")
+        return self
+
+    def options(self) -> Options:
+        own = {"format": "webhook", "batch": 1, "events": self.events}
+        return msgspec.convert(own | self._shared(), Options)

@@ -66,6 +66,7 @@ tenants = _table(
     Column("name", Text, nullable=False),
     Column("time_zone", Text, nullable=False, server_default="UTC"),  # of its calendar limits
     _deleted_at(),
+    Column("low_balance_nano", BigInteger),  # told of below it; NULL = never
 )
 projects = _table(
     "projects",
@@ -437,6 +438,14 @@ alerts = _table(
     "alerts",
     Column("event_id", Text, nullable=False, unique=True),
     Column("event", Text, nullable=False),  # JSON of gateway.events.Event
+)
+#: Of what may be raised and lowered again.
+alert_states = Table(
+    "alert_states",
+    metadata,
+    Column("subject", Text, primary_key=True),  # balance:3, endpoint:7
+    Column("raised", Integer, nullable=False),
+    Column("times", BigInteger, nullable=False),  # raised, ever
 )
 
 _named(tenants, "name")

@@ -5,10 +5,12 @@ import contextlib
 import os
 import signal
 import threading
+import time
 
 import httpx
 
 from tests.flows.test_crashes import child_pids
+from tests.gateway.control.test_formats import verify
 from tests.support.gateway import document, running
 from tests.support.receiver import Receiver
 from tests.support.until import wait_until
@@ -80,3 +82,37 @@ def test_a_request_is_told_once_though_control_is_killed_before_it_knows(tmp_pat
         wait_until(lambda: len(receiver.kept) == 3, 10.0)
 
     assert [event["id"] for event in receiver.events] == ids
+
+
+def test_a_balance_that_falls_is_told_once_and_signed(tmp_path, engines):
+    engine = engines.start()
+    (tmp_path / "secret").write_text(SECRET + "\n")
+    with outside() as receiver, running(tmp_path / "data") as gateway:
+        file = document(engine.url) | {
+            "webhooks": [
+                {"name": "pager", "url": receiver.url, "secret_file": str(tmp_path / "secret"),
+                 "events": ["balance.low"]}
+            ]
+        }  # fmt: skip
+        file["models"][0]["price"] = {"input": "1000", "output": "1000"}
+        file["tenants"][0] |= {"contract": {"kind": "prepaid"}, "low_balance": "4.99"}
+        gateway.ask("POST", "/admin/v1/apply", {"document": file | {"webhooks": []}})
+        gateway.ask(
+            "POST", "/admin/v1/tenants/acme/credits", {"amount": "5", "reference": "wire-1"}
+        )
+        gateway.apply(file)
+        secret = gateway.ask("POST", "/admin/v1/keys", {"path": "acme/chatbot/more"})["secret"]
+        for _ in range(3):
+            chat(gateway, secret)
+        wait_until(lambda: receiver.kept, 10.0)
+        chat(gateway, secret)
+        time.sleep(2.5)  # two more looks
+
+        [request] = receiver.requests
+        said = request.json
+        assert (said["type"], said["data"]["tenant"]) == ("balance.low", "acme")
+        assert request.headers["webhook-id"] == "balance_low:1:1"
+        assert verify(SECRET, request.headers, request.body)
+        state = gateway.ask("GET", "/admin/v1/sinks/pager")
+        assert (state["kind"], state["delivered"], state["parked"]) == ("webhook", 1, 0)
+        assert SECRET not in gateway.log

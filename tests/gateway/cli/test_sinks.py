@@ -48,6 +48,23 @@ def test_sinks_are_declared_listed_shown_and_pruned(cli: Cli, file: Path) -> Non
     assert "no sinks" in cli("sinks", "list")
 
 
+def test_webhooks_are_declared_beside_sinks_under_names_of_their_own(cli: Cli, file: Path) -> None:
+    file.write_text(
+        FILE.replace("- name: acme", "- name: acme\n    low_balance: '10'")
+        + SINKS
+        + 'webhooks: [{name: pager, url: "https://ops.example/hook", secret_env: PAGER}]\n'
+    )
+    assert applied(cli, file)["created"]["webhooks"] == ["pager"]
+    assert "pager  webhook  webhook" in cli("sinks", "list")
+
+    file.write_text('webhooks: [{name: meter, url: "https://ops.example", secret_env: P}]')
+    assert "'meter' is a sink already" in cli("apply", str(file), code=1)
+    file.write_text('webhooks: [{name: other, url: "https://ops.example"}]')
+    assert "the place of the signing secret" in cli("apply", str(file), code=1)
+    file.write_text('webhooks: [{name: o, url: "http://x", secret_env: P, events: [all]}]')
+    assert "webhooks[0].events[0]" in cli("apply", str(file), code=1)
+
+
 def test_a_sink_that_is_not_there_is_said(cli: Cli, file: Path) -> None:
     applied(cli, file)
     assert "no sink nobody" in cli("sinks", "show", "nobody", code=1)
