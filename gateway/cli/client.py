@@ -8,7 +8,7 @@ alike with the server up, down or killed. Not here: what the answers look like t
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -181,6 +181,16 @@ async def open_admin(loaded: Loaded) -> AsyncIterator[Admin]:
             yield admin
     finally:
         os.close(live)
+
+
+def ask(loaded: Loaded, question: Callable[[Admin], Awaitable[Any]]) -> Any:
+    """One question, asked and answered: what most commands are. Raises ``CommandFailed``."""
+
+    async def asked() -> Any:
+        async with open_admin(loaded) as admin:
+            return await question(admin)
+
+    return asyncio.run(asked())
 
 
 @asynccontextmanager

@@ -1,11 +1,10 @@
 """``credits add|reverse|show``: money in, for one tenant."""
 
-import asyncio
 from typing import Any
 
 import click
 
-from gateway.cli.client import open_admin
+from gateway.cli.client import ask
 from gateway.cli.output import print_json, print_table
 from gateway.cli.settings_options import SettingsCommand
 from gateway.settings import Loaded
@@ -86,11 +85,7 @@ def show(loaded: Loaded, *, tenant: str, as_json: bool) -> None:
 def _ask(
     loaded: Loaded, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
 ) -> Any:
-    async def ask() -> Any:
-        async with open_admin(loaded) as admin:
-            return await admin.ask(method, path, body, headers=headers)
-
-    return asyncio.run(ask())
+    return ask(loaded, lambda admin: admin.ask(method, path, body, headers=headers))
 
 
 def _say(done: Any, *, as_json: bool) -> None:

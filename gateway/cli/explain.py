@@ -1,11 +1,10 @@
 """``explain KEY MODEL``: what a request would get now, and which limit says so."""
 
-import asyncio
 from typing import Any
 
 import click
 
-from gateway.cli.client import open_admin
+from gateway.cli.client import ask
 from gateway.cli.output import print_json, print_table
 from gateway.cli.settings_options import SettingsCommand
 from gateway.settings import Loaded
@@ -37,12 +36,8 @@ def explain(
 ) -> None:
     sizes = {"tokens": tokens, "max_tokens": max_tokens}
 
-    async def ask() -> Any:
-        async with open_admin(loaded) as admin:
-            given = {name: size for name, size in sizes.items() if size is not None}
-            return await admin.explain(key, model, given)
-
-    found = asyncio.run(ask())
+    given = {name: size for name, size in sizes.items() if size is not None}
+    found = ask(loaded, lambda admin: admin.explain(key, model, given))
     if as_json:
         print_json(found)
         return

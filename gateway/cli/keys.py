@@ -1,11 +1,10 @@
 """``keys create|list|revoke|rotate``: keys by their path, tenant/project/key."""
 
-import asyncio
 from typing import Any
 
 import click
 
-from gateway.cli.client import open_admin
+from gateway.cli.client import ask
 from gateway.cli.output import print_json, print_table
 from gateway.cli.settings_options import SettingsCommand
 from gateway.settings import Loaded
@@ -29,22 +28,14 @@ def create(
 ) -> None:
     names = None if models is None else [each.strip() for each in models.split(",")]
 
-    async def ask() -> Any:
-        async with open_admin(loaded) as admin:
-            return await admin.create_key(path, names, expires)
-
-    _say_secret(asyncio.run(ask()), as_json=as_json)
+    _say_secret(ask(loaded, lambda admin: admin.create_key(path, names, expires)), as_json=as_json)
 
 
 @keys.command("list", cls=SettingsCommand, help="Every key, without secrets.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line.")
 @click.pass_obj
 def list_keys(loaded: Loaded, *, as_json: bool) -> None:
-    async def ask() -> Any:
-        async with open_admin(loaded) as admin:
-            return await admin.keys()
-
-    rows = asyncio.run(ask())
+    rows = ask(loaded, lambda admin: admin.keys())
     if as_json:
         print_json(rows)
     else:
@@ -56,11 +47,7 @@ def list_keys(loaded: Loaded, *, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON line.")
 @click.pass_obj
 def revoke(loaded: Loaded, *, path: str, as_json: bool) -> None:
-    async def ask() -> Any:
-        async with open_admin(loaded) as admin:
-            return await admin.revoke_key(path)
-
-    done = asyncio.run(ask())
+    done = ask(loaded, lambda admin: admin.revoke_key(path))
     if as_json:
         print_json(done)
     else:
@@ -72,11 +59,7 @@ def revoke(loaded: Loaded, *, path: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON line.")
 @click.pass_obj
 def rotate(loaded: Loaded, *, path: str, as_json: bool) -> None:
-    async def ask() -> Any:
-        async with open_admin(loaded) as admin:
-            return await admin.rotate_key(path)
-
-    _say_secret(asyncio.run(ask()), as_json=as_json)
+    _say_secret(ask(loaded, lambda admin: admin.rotate_key(path)), as_json=as_json)
 
 
 def _say_secret(made: Any, *, as_json: bool) -> None:

@@ -1,11 +1,10 @@
 """``limits show|set|remove``: limits of tenants, projects, keys and what all share, by path."""
 
-import asyncio
 from typing import Any
 
 import click
 
-from gateway.cli.client import open_admin
+from gateway.cli.client import ask
 from gateway.cli.output import EXIT_USAGE, CommandFailed, print_json, print_table
 from gateway.cli.settings_options import SettingsCommand
 from gateway.settings import Loaded
@@ -26,11 +25,7 @@ def limits() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON line.")
 @click.pass_obj
 def show(loaded: Loaded, *, path: str, as_json: bool) -> None:
-    async def ask() -> Any:
-        async with open_admin(loaded) as admin:
-            return await admin.limits(path)
-
-    rows = asyncio.run(ask())
+    rows = ask(loaded, lambda admin: admin.limits(path))
     if as_json:
         print_json(rows)
     else:
@@ -110,11 +105,7 @@ def remove(
 
 
 def _change(loaded: Loaded, body: dict[str, Any], *, as_json: bool) -> None:
-    async def ask() -> Any:
-        async with open_admin(loaded) as admin:
-            return await admin.change_limits(body)
-
-    done = asyncio.run(ask())
+    done = ask(loaded, lambda admin: admin.change_limits(body))
     if as_json:
         print_json(done)
     else:

@@ -1,11 +1,10 @@
 """``models list|add``: what callers may name; adding one asks its engine what it can do."""
 
-import asyncio
 from typing import Any
 
 import click
 
-from gateway.cli.client import open_admin
+from gateway.cli.client import ask
 from gateway.cli.output import print_json, print_table
 from gateway.cli.settings_options import SettingsCommand
 from gateway.settings import Loaded
@@ -22,11 +21,7 @@ def models() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON line.")
 @click.pass_obj
 def list_models(loaded: Loaded, *, as_json: bool) -> None:
-    async def ask() -> Any:
-        async with open_admin(loaded) as admin:
-            return await admin.models()
-
-    rows = asyncio.run(ask())
+    rows = ask(loaded, lambda admin: admin.models())
     if as_json:
         print_json(rows)
     else:
@@ -51,11 +46,9 @@ def add(
 ) -> None:
     body = {"name": name, "url": url, "upstream": upstream, "pool": pool}
 
-    async def ask() -> Any:
-        async with open_admin(loaded) as admin:
-            return await admin.add_model({n: value for n, value in body.items() if value})
-
-    made = asyncio.run(ask())
+    made = ask(
+        loaded, lambda admin: admin.add_model({n: value for n, value in body.items() if value})
+    )
     if as_json:
         print_json(made)
         return

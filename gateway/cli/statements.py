@@ -1,6 +1,5 @@
 """``statements close|show|export`` and ``verify``: months closed, read, and checked by anybody."""
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import click
 import msgspec
 
-from gateway.cli.client import open_admin
+from gateway.cli.client import Admin, ask
 from gateway.cli.output import CommandFailed, print_json, print_table
 from gateway.cli.settings_options import SettingsCommand
 from gateway.settings import Loaded
@@ -83,7 +82,7 @@ def show(
 @click.pass_obj
 def export(loaded: Loaded, *, number: int, focus: str | None, out: str | None) -> None:
     if focus is not None:
-        data = asyncio.run(_focus(loaded, number, focus))
+        data = ask(loaded, lambda admin: _focus(admin, number, focus))
     else:
         said = _ask(loaded, "GET", f"/admin/v1/statements/{number}")
         data = msgspec.json.format(msgspec.json.encode(said), indent=1) + b"\n"
@@ -124,10 +123,9 @@ def verify(*, file: str, key: str | None, as_json: bool) -> None:
     click.echo(f"signed by {fingerprint} ({trusted})")
 
 
-async def _focus(loaded: Loaded, number: int, form: str) -> bytes:
-    async with open_admin(loaded) as admin:
-        path = f"/admin/v1/statements/{number}"
-        return (await admin.raw(path, {"format": f"focus-{form}"}))[0]
+async def _focus(admin: Admin, number: int, form: str) -> bytes:
+    path = f"/admin/v1/statements/{number}"
+    return (await admin.raw(path, {"format": f"focus-{form}"}))[0]
 
 
 def _ask(
@@ -137,11 +135,7 @@ def _ask(
     body: Any = None,
     params: dict[str, str] | None = None,
 ) -> Any:
-    async def ask() -> Any:
-        async with open_admin(loaded) as admin:
-            return await admin.ask(method, path, body, params)
-
-    return asyncio.run(ask())
+    return ask(loaded, lambda admin: admin.ask(method, path, body, params))
 
 
 def _show(statement: Any) -> None:
