@@ -7,8 +7,11 @@ Starts a Valkey of its own on loopback and shows:
     histories   random steps on both stores side by side, answers and sums compared
     retry-after random states: a client that waits exactly so long, alone, is admitted
     cancels     reserves cancelled or timed out: wrong replies, leaked holds
+    outage      a gateway whose store is stopped, and killed, for a minute: rates go on, money does not
+    pace        reserves of three scopes x three limits, 1,000 a second; what one costs the server
 
 Usage: python -m loadtests.limits [--seeds 10] [--steps 50000] [--states 1000] [--cancels 100000]
+           [--outage 60] [--pace 10] [ROW ...]
 Exits 1 when a promise is not kept.
 """
 
@@ -16,14 +19,21 @@ import argparse
 import asyncio
 import sys
 import time
+from collections.abc import Callable
+
+import uvloop
 
 from loadtests.cancels import cancel
 from loadtests.histories import walk
 from loadtests.honesty import dishonest
+from loadtests.outage import break_off
 from loadtests.overshoot import MODES, Setting, run
+from loadtests.pace import pace
 from tests.support.valkey import Valkey, serving
 
 STEPS_EACH = 40
+#: Of an admission at 1,000 a second, and of the server's time, on a machine that does nothing else.
+MOST_P99_MS, MOST_RESERVE_US = 3.0, 40.0
 #: A limit of 64 reservations of some 1,900 tokens, of which a third is used.
 UTILISATION = Setting(
     "reserve",
@@ -42,15 +52,23 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=50_000)
     parser.add_argument("--states", type=int, default=1_000)
     parser.add_argument("--cancels", type=int, default=100_000)
+    parser.add_argument("--outage", type=float, default=60.0, metavar="SECONDS")
+    parser.add_argument("--pace", type=float, default=10.0, metavar="SECONDS")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="by name; all where none is given")
     told = parser.parse_args()
     with serving() as server:
-        kept = [
-            overshoot(server, told.seeds),
-            utilisation(server),
-            histories(server, told.steps),
-            honesty(server, told.states),
-            cancels(server, told.cancels),
-        ]
+        rows: dict[str, Callable[[], bool]] = {
+            "overshoot": lambda: overshoot(server, told.seeds),
+            "utilisation": lambda: utilisation(server),
+            "histories": lambda: histories(server, told.steps),
+            "retry-after": lambda: honesty(server, told.states),
+            "cancels": lambda: cancels(server, told.cancels),
+            "outage": lambda: outage(told.outage),
+            "pace": lambda: steady(server, told.pace),
+        }
+        if unknown := set(told.rows) - set(rows):
+            parser.error(f"no such row: {', '.join(unknown)}")
+        kept = [rows[name]() for name in told.rows or rows]
     return 0 if all(kept) else 1
 
 
@@ -101,6 +119,31 @@ def cancels(server: Valkey, wanted: int) -> bool:
         f"cancelled, late     {outcome.lost}: {outcome.wrong} wrong, {outcome.leaked} leaked, {took_s:.0f} s"
     )
     return not outcome.wrong and not outcome.leaked
+
+
+def outage(seconds: float) -> bool:
+    kept = True
+    for how in ("stopped", "killed"):
+        seen = asyncio.run(break_off([how], seconds))
+        wrong = seen.wrong()
+        print(
+            f"store {how:7} {seconds:.0f} s  {seen.admitted} admitted of {seen.asked} asked,"
+            f" {seen.allowed:.0f} allowed; p99 {1000 * seen.p99_s:.0f} ms; money refused, back in"
+            f" {seen.recovered_s:.2f} s, {seen.spent / seen.paid_in:.1%} of it spent"
+            + "".join(f"; WRONG: {each}" for each in wrong)
+        )
+        kept = kept and not wrong
+    return kept
+
+
+def steady(server: Valkey, seconds: float) -> bool:
+    seen = uvloop.run(pace(server, per_second=1_000, seconds=seconds))
+    p50, p99 = seen.quantile_ms(0.5), seen.quantile_ms(0.99)
+    print(
+        f"1,000 a second      p50 {p50:.1f} ms, p99 {p99:.1f} ms;"
+        f" server {seen.reserve_us:.0f} us a reserve, {seen.settle_us:.0f} us a settle"
+    )
+    return p99 <= MOST_P99_MS and seen.reserve_us <= MOST_RESERVE_US
 
 
 if __name__ == "__main__":

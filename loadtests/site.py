@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx
+import redis
 from sqlalchemy import select
 
 from gateway.demo.engine import DemoEngine
@@ -59,7 +60,12 @@ TOP_UP = "0.01"
 TIGHT_RPM = 20
 WITHIN_S = 40.0
 #: Reservations are packed as the store's scripts pack them.
-STATE_OF = "local v = redis.call('GET', KEYS[1]); return v and cmsgpack.unpack(v).state"
+STATE_OF = "local v = redis.call('GET', KEYS[1]); return v and (cmsgpack.unpack(v))"
+#: Units held of one level of concurrency: epoch, then owner, count and token of each holder.
+HELD_OF = (
+    "local list, held = cmsgpack.unpack(ARGV[1]), 0 "
+    "for i = 3, #list, 3 do held = held + list[i] end return held"
+)
 
 
 class Site:
@@ -233,8 +239,12 @@ class Site:
         open_ones = 0
         for key in client.scan_iter("tf:{*}:r:*"):
             open_ones += state_of(keys=[key]) in ("held", "expired")
-        for key in client.scan_iter("tf:{*}:h:*"):
-            open_ones += sum(int(held.split()[0]) for held in client.hvals(key))
+        with redis.Redis(unix_socket_path=str(self.valkey.socket)) as raw:
+            held_of = raw.register_script(HELD_OF)
+            for key in raw.scan_iter("tf:{*}:s:*"):
+                for name, value in raw.hgetall(key).items():
+                    if name.endswith(b":concurrency"):
+                        open_ones += held_of(args=[value])
         return open_ones
 
     async def balance_micro(self, tenant_id: int) -> int | None:

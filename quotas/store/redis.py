@@ -38,6 +38,8 @@ from quotas.store.steps import (
     Step,
 )
 
+#: A call that was not answered by then is given up: a request finds out within a quarter of a second.
+TIMEOUT_S = 0.2
 RENEW_EVERY_S = LEASE_MS / 3000
 #: Leases of a tag are forgotten when nobody has renewed one for this long.
 LEASES_KEPT_MS = 86_400_000
@@ -53,7 +55,7 @@ class RedisStore:
     ``clock_ms`` is the server's time at the last reply: for showing skew, never for a decision.
     """
 
-    def __init__(self, url: str, *, name: str, owner: str, timeout_s: float = 0.25) -> None:
+    def __init__(self, url: str, *, name: str, owner: str, timeout_s: float = TIMEOUT_S) -> None:
         self.name = name
         self.clock_ms = 0
         self._owner = owner

@@ -1,11 +1,13 @@
-"""The short forms of loadtests/limits.py: 5,000 random steps, honest waits, overshoot by mode."""
+"""The short forms of loadtests/limits.py: 5,000 random steps, honest waits, overshoot, an outage."""
 
 import pytest
 
 from loadtests.cancels import cancel
 from loadtests.histories import walk
 from loadtests.honesty import dishonest
+from loadtests.outage import break_off
 from loadtests.overshoot import Setting, run
+from loadtests.pace import pace
 from tests.support.valkey import own_valkey, valkey
 
 __all__ = ["own_valkey", "valkey"]
@@ -45,3 +47,18 @@ async def test_lost_calls_leak_nothing_and_get_nobody_elses_reply(own_valkey):
 
     assert outcome.lost >= 2_000
     assert (outcome.wrong, outcome.leaked) == (0, 0)
+
+
+@pytest.mark.timeout(300)
+async def test_store_that_is_away_costs_no_rate_and_no_money():
+    outcome = await break_off(["stopped", "killed"], 3.0)
+
+    # Of a short outage the requests that found out are the slowest in a hundred.
+    assert outcome.wrong(most_p99_s=1.0) == []
+
+
+async def test_pace_is_kept_and_measured(valkey):
+    seen = await pace(valkey, per_second=200, seconds=0.5)
+
+    assert len(seen.waits_s) == 100
+    assert min(seen.reserve_us, seen.settle_us) > 0
