@@ -129,7 +129,7 @@ class Admission:
         try:
             verdict = await self._store.reserve(tag, request_id, charges, ttl_s)
             if verdict.reason == "unbuilt" and await self._balances.build(
-                tag, principal.tenant.id, charges
+                tag, principal.tenant.id, charges, verdict.epoch
             ):
                 verdict = await self._store.reserve(tag, request_id, charges, ttl_s)
         except StoreUnavailable:

@@ -35,19 +35,24 @@ class Balances:
         self._running = running
         self._building: dict[str, asyncio.Task[bool]] = {}
 
-    async def build(self, tag: str, tenant_id: int, charges: tuple[Charge, ...]) -> bool:
-        """True when the money of these charges may be asked for again. Raises ``StoreAway``."""
+    async def build(
+        self, tag: str, tenant_id: int, charges: tuple[Charge, ...], epoch: str
+    ) -> bool:
+        """True when the money of these charges, refused as ``unbuilt`` in that epoch, may be asked for
+        again. Raises ``StoreAway``.
+        """
         task = self._building.get(tag)
         if task is None:
-            work = self._build(tag, tenant_id, charges)
+            work = self._build(tag, tenant_id, charges, epoch)
             task = asyncio.create_task(work, name=f"balances of {tag}")
             self._building[tag] = task
             task.add_done_callback(lambda _: self._building.pop(tag, None))
         return await asyncio.shield(task)
 
-    async def _build(self, tag: str, tenant_id: int, charges: tuple[Charge, ...]) -> bool:
+    async def _build(
+        self, tag: str, tenant_id: int, charges: tuple[Charge, ...], epoch: str
+    ) -> bool:
         try:
-            epoch = await self._store.epoch(tag)
             limits = await self._unbuilt(tag, charges)
             question = msgspec.msgpack.encode(BalancesAsked(tenant_id, tag, epoch, limits))
             body = await self._ask("balances", question, ANSWER_S)
@@ -63,28 +68,30 @@ class Balances:
         """Those that the store does not know: a level that is known must not be counted again, or
         what was charged to it meanwhile would be undone.
         """
+        money = [charge for charge in charges if charge.limit.dimension == "money"]
+        if len(money) == 1:  # it is the one that was refused
+            return (money[0].limit,)
         found = []
-        for charge in charges:
-            if charge.limit.dimension == "money":
-                asked = (Charge(charge.limit, 1, charge.periods),)
-                if (await self._store.inspect(tag, asked)).verdict.reason == "unbuilt":
-                    found.append(charge.limit)
+        for charge in money:
+            asked = (Charge(charge.limit, 1, charge.periods),)
+            if (await self._store.inspect(tag, asked)).verdict.reason == "unbuilt":
+                found.append(charge.limit)
         return tuple(found)
 
     async def rehold(self, wanted: Rehold) -> None:
-        """Hold this process's open requests of a tenant again, under the store's new epoch."""
+        """Hold this process's open requests of some tenants again, under the store's new epochs."""
         for call in list(self._running()):
             exchange = call.exchange
-            if exchange is None or exchange.principal.tag != wanted.tag:
-                continue
-            if exchange.epoch == wanted.epoch:
+            tag = "" if exchange is None else exchange.principal.tag
+            epoch = wanted.epochs.get(tag)
+            if exchange is None or epoch is None or exchange.epoch == epoch:
                 continue
             ttl_s = int(exchange.model.timeouts.stream_s) + RESERVATION_GRACE_S
             try:
                 held = await self._store.rehold(
-                    wanted.tag, call.request_id, wanted.epoch, exchange.charges, ttl_s
+                    tag, call.request_id, epoch, exchange.charges, ttl_s
                 )
             except (StoreUnavailable, ReservationRefused):
                 continue  # its settle charges in full
             if held and exchange.outcome is None:
-                exchange.epoch = wanted.epoch
+                exchange.epoch = epoch

@@ -8,10 +8,11 @@ Starts a Valkey of its own on loopback and shows:
     retry-after random states: a client that waits exactly so long, alone, is admitted
     cancels     reserves cancelled or timed out: wrong replies, leaked holds
     outage      a gateway whose store is stopped, and killed, for a minute: rates go on, money does not
+    rebuild     10,000 tenants' balances lost with the store: until all of them are served again
     pace        reserves of three scopes x three limits, 1,000 a second; what one costs the server
 
 Usage: python -m loadtests.limits [--seeds 10] [--steps 50000] [--states 1000] [--cancels 100000]
-           [--outage 60] [--pace 10] [ROW ...]
+           [--outage 60] [--tenants 10000] [--pace 10] [ROW ...]
 Exits 1 when a promise is not kept.
 """
 
@@ -29,11 +30,13 @@ from loadtests.honesty import dishonest
 from loadtests.outage import break_off
 from loadtests.overshoot import MODES, Setting, run
 from loadtests.pace import pace
+from loadtests.rebuild import rebuild
 from tests.support.valkey import Valkey, serving
 
 STEPS_EACH = 40
 #: Of an admission at 1,000 a second, and of the server's time, on a machine that does nothing else.
 MOST_P99_MS, MOST_RESERVE_US = 3.0, 40.0
+MOST_REBUILD_S = 10.0
 #: A limit of 64 reservations of some 1,900 tokens, of which a third is used.
 UTILISATION = Setting(
     "reserve",
@@ -53,6 +56,7 @@ def main() -> int:
     parser.add_argument("--states", type=int, default=1_000)
     parser.add_argument("--cancels", type=int, default=100_000)
     parser.add_argument("--outage", type=float, default=60.0, metavar="SECONDS")
+    parser.add_argument("--tenants", type=int, default=10_000)
     parser.add_argument("--pace", type=float, default=10.0, metavar="SECONDS")
     parser.add_argument("rows", nargs="*", metavar="ROW", help="by name; all where none is given")
     told = parser.parse_args()
@@ -64,6 +68,7 @@ def main() -> int:
             "retry-after": lambda: honesty(server, told.states),
             "cancels": lambda: cancels(server, told.cancels),
             "outage": lambda: outage(told.outage),
+            "rebuild": lambda: rebuilt(server, told.tenants),
             "pace": lambda: steady(server, told.pace),
         }
         if unknown := set(told.rows) - set(rows):
@@ -134,6 +139,15 @@ def outage(seconds: float) -> bool:
         )
         kept = kept and not wrong
     return kept
+
+
+def rebuilt(server: Valkey, tenants: int) -> bool:
+    seen = uvloop.run(rebuild(server, tenants))
+    print(
+        f"balances rebuilt    {seen.tenants} tenants in {seen.seconds:.1f} s,"
+        f" {seen.wrong} not as in SQL, none served before"
+    )
+    return not seen.wrong and seen.seconds <= MOST_REBUILD_S
 
 
 def steady(server: Valkey, seconds: float) -> bool:

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -45,7 +45,7 @@ from gateway.metering.reconcile import Report
 from gateway.metering.shipper import Shipper
 from gateway.settings import Settings
 from gateway.signing import Signer
-from gateway.store.credit import level_micro
+from gateway.store.credit import levels_micro
 from gateway.store.database import PepperMismatch, open_database
 from gateway.store.ledger import Pair, count_quarantined, insert_records, known_ids
 from gateway.wire.fetch import fetch
@@ -113,7 +113,7 @@ class Core:
             self.link,
             ship=self._ship,
             unsettled=self.shipper.unsettled_of,
-            level=_level,
+            levels=_levels,
         )
         self.purses = Purses(
             self.db,
@@ -322,5 +322,7 @@ def unix_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-async def _level(connection: AsyncConnection, tenant_id: int) -> tuple[int, tuple[str, ...]]:
-    return await level_micro(connection, tenant_id, time.time_ns() // 1_000_000)
+async def _levels(
+    connection: AsyncConnection, tenant_ids: Collection[int]
+) -> dict[int, tuple[int, tuple[str, ...]]]:
+    return await levels_micro(connection, tenant_ids, time.time_ns() // 1_000_000)

@@ -114,11 +114,10 @@ class BalancesAnswer(msgspec.Struct, frozen=True):
 
 
 class Rehold(msgspec.Struct, frozen=True):
-    """Hold open requests of this tag again, under the store's new epoch."""
+    """Hold open requests of these tags again, each under the store's new epoch."""
 
     number: int
-    tag: str
-    epoch: str
+    epochs: dict[str, str]
 
 
 class Reheld(msgspec.Struct, frozen=True):

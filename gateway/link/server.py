@@ -2,13 +2,15 @@
 
 A handler may answer (bytes) an ask, now or later; a plain message's answer is ignored. Handlers of
 one peer start in the order of arrival; asynchronous ones run side by side, so that a slow SQL read
-holds up no version poll. Not here: what the messages mean (``gateway.controlplane``).
+holds up no version poll. Only asks are held back where there are many: a plain message may be what
+those that run are waiting for. Not here: what the messages mean (``gateway.controlplane``).
 """
 
 import asyncio
 import inspect
 import logging
 import socket
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
@@ -19,8 +21,9 @@ from gateway.link.messages import Hello
 READ_BYTES = 1 << 16
 #: A peer that lets this much lie unread is parted; it comes back and gets a full load.
 UNSENT_BYTES_MAX = 64 << 20
-#: Asks of one peer answered at once; the rest wait their turn in the socket.
+#: Asks of one peer answered at once, and those that wait their turn; more are told no.
 ASKS_MAX = 64
+ASKS_WAITING_MAX = 4_096
 _log = logging.getLogger(__name__)
 
 
@@ -97,16 +100,21 @@ class LinkServer:
 
     async def _serve(self, peer: Peer, reader: asyncio.StreamReader) -> None:
         splitter = Splitter()
-        asks = asyncio.Semaphore(ASKS_MAX)
+        asks = _Asks()
         while data := await reader.read(READ_BYTES):
             for frame in splitter.feed(data):
                 if frame.kind == "hello":
                     peer.hello = msgspec.msgpack.decode(frame.body, type=Hello)
                     peer.version = peer.hello.version
-                await asks.acquire()
-                self._obey(peer, frame, asks)
+                if frame.number and asks.running >= ASKS_MAX:
+                    if len(asks.waiting) < ASKS_WAITING_MAX:
+                        asks.waiting.append(frame)
+                    else:
+                        peer.send(FAILED, b"", frame.number)
+                else:
+                    self._obey(peer, frame, asks)
 
-    def _obey(self, peer: Peer, frame: Frame, asks: asyncio.Semaphore) -> None:
+    def _obey(self, peer: Peer, frame: Frame, asks: "_Asks") -> None:
         handler = self.handlers.get(frame.kind)
         try:
             answer = handler(peer, frame.body) if handler else None
@@ -114,17 +122,16 @@ class LinkServer:
             _log.exception("a %s message could not be obeyed", frame.kind)
             handler = answer = None
         if inspect.isawaitable(answer):
+            asks.running += bool(frame.number)
             task = asyncio.ensure_future(self._answer_later(peer, frame, answer, asks))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            return
-        asks.release()
-        if frame.number:
+        elif frame.number:
             known = handler is not None
             peer.send(ANSWER if known else FAILED, answer or b"", frame.number)
 
     async def _answer_later(
-        self, peer: Peer, frame: Frame, answer: Awaitable[bytes | None], asks: asyncio.Semaphore
+        self, peer: Peer, frame: Frame, answer: Awaitable[bytes | None], asks: "_Asks"
     ) -> None:
         try:
             body = await answer
@@ -135,5 +142,16 @@ class LinkServer:
         else:
             if frame.number:
                 peer.send(ANSWER, body or b"", frame.number)
-        finally:
-            asks.release()
+        asks.running -= bool(frame.number)
+        while asks.waiting and asks.running < ASKS_MAX and peer in self.peers:
+            self._obey(peer, asks.waiting.popleft(), asks)
+
+
+class _Asks:
+    """A peer's: how many are being answered, and who waits for a turn."""
+
+    __slots__ = ("running", "waiting")
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.waiting: deque[Frame] = deque()

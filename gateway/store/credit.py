@@ -240,27 +240,35 @@ async def balances(
     return found
 
 
-async def level_micro(
-    connection: AsyncConnection, tenant_id: int, now_ms: int
-) -> tuple[int, tuple[str, ...]]:
-    """(what a tenant may spend, in micro-units rounded down; the ids of a day's credits and reversals,
-    all of which it includes: their writers wait for this transaction to end).
+async def levels_micro(
+    connection: AsyncConnection, tenant_ids: Collection[int], now_ms: int
+) -> dict[int, tuple[int, tuple[str, ...]]]:
+    """Of each, what it may spend, in micro-units rounded down, and the ids of a day's credits and
+    reversals, all of which that includes: their writers wait for this transaction to end.
     """
     await lock_books(connection)
-    found = (await balances(connection, [tenant_id], now_ms))[tenant_id]
+    found = await balances(connection, tenant_ids, now_ms)
     since_ms = now_ms - ADJUSTED_MS
+    columns = (grants.c.tenant_id, grants.c.entry_key, grants.c.reference, grants.c.reversed_ms)
     rows = await connection.execute(
-        select(grants.c.entry_key, grants.c.reference, grants.c.reversed_ms).where(
-            grants.c.tenant_id == tenant_id,
+        select(*columns).where(
+            grants.c.tenant_id.in_(sorted(tenant_ids)),
             (grants.c.given_ms > since_ms) | (grants.c.reversed_ms > since_ms),
         )
     )
-    ids: list[str] = []
+    ids: dict[int, list[str]] = {}
     for row in rows:
-        ids.append(row.entry_key)
+        of_tenant = ids.setdefault(row.tenant_id, [])
+        of_tenant.append(row.entry_key)
         if row.reversed_ms:
-            ids.append(f"topup_reversal:{tenant_id}:{row.reference}")
-    return found.available_nano // NANO_PER_MICRO, tuple(ids)
+            of_tenant.append(f"topup_reversal:{row.tenant_id}:{row.reference}")
+    return {
+        tenant_id: (
+            found[tenant_id].available_nano // NANO_PER_MICRO,
+            tuple(ids.get(tenant_id, ())),
+        )
+        for tenant_id in tenant_ids
+    }
 
 
 async def recent_moves(

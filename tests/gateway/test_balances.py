@@ -34,6 +34,10 @@ class Control:
         return msgspec.msgpack.encode(self.answer)
 
 
+async def built(balances, store, charges=CHARGES):
+    return await balances.build("t1", 1, charges, await store.epoch("t1"))
+
+
 def reserve(store, request_id, amount):
     return store.reserve("t1", request_id, (Charge(BUDGET, amount, PERIODS),), 60)
 
@@ -44,7 +48,7 @@ async def test_money_is_refused_until_it_was_counted():
     balances = Balances(store, control.ask, list)
 
     assert (await reserve(store, "r1", 50)).reason == "unbuilt"
-    assert await balances.build("t1", 1, CHARGES)
+    assert await built(balances, store)
     assert (await reserve(store, "r1", 50)).admitted
     refused = await reserve(store, "r2", 51)
     assert (refused.admitted, refused.levels[0].remaining) == (False, 50)
@@ -52,22 +56,24 @@ async def test_money_is_refused_until_it_was_counted():
 
 async def test_those_who_wait_wait_for_one_count():
     control = Control(BalancesAnswer())
-    balances = Balances(MemoryStore(lambda: NOW_MS), control.ask, list)
-    assert all(await asyncio.gather(*(balances.build("t1", 1, CHARGES) for _ in range(9))))
+    store = MemoryStore(lambda: NOW_MS)
+    balances = Balances(store, control.ask, list)
+    assert all(await asyncio.gather(*(built(balances, store) for _ in range(9))))
     assert len(control.asked) == 1
     assert (control.asked[0].tenant_id, control.asked[0].tag) == (1, "t1")
     assert control.asked[0].limits == (BUDGET,)
 
 
 async def test_while_control_is_away_money_is_refused():
-    balances = Balances(MemoryStore(lambda: NOW_MS), Control(None).ask, list)
+    store = MemoryStore(lambda: NOW_MS)
     with pytest.raises(StoreAway):
-        await balances.build("t1", 1, CHARGES)
+        await built(Balances(store, Control(None).ask, list), store)
 
 
 async def test_what_another_process_was_told_is_not_asked_for_again():
     control = Control(BalancesAnswer(counted_before=True))
-    assert await Balances(MemoryStore(lambda: NOW_MS), control.ask, list).build("t1", 1, CHARGES)
+    store = MemoryStore(lambda: NOW_MS)
+    assert await built(Balances(store, control.ask, list), store)
 
 
 async def test_only_levels_that_the_store_does_not_know_are_asked_for():
@@ -75,7 +81,7 @@ async def test_only_levels_that_the_store_does_not_know_are_asked_for():
     other = Limit("t1", "tenant a", "money", "quota", 1_000, 0, 1, "lifetime")
     control = Control(BalancesAnswer((Seed(BUDGET, 900, PERIODS.this_id),)))
     balances = Balances(store, control.ask, list)
-    await balances.build("t1", 1, CHARGES)
-    await balances.build("t1", 1, (*CHARGES, Charge(other, 1, LIFETIME)))
+    await built(balances, store)
+    await built(balances, store, (*CHARGES, Charge(other, 1, LIFETIME)))
 
     assert [each.limits for each in control.asked] == [(BUDGET,), (other,)]

@@ -8,6 +8,7 @@ from loadtests.honesty import dishonest
 from loadtests.outage import break_off
 from loadtests.overshoot import Setting, run
 from loadtests.pace import pace
+from loadtests.rebuild import rebuild
 from tests.support.valkey import own_valkey, valkey
 
 __all__ = ["own_valkey", "valkey"]
@@ -62,3 +63,10 @@ async def test_pace_is_kept_and_measured(valkey):
 
     assert len(seen.waits_s) == 100
     assert min(seen.reserve_us, seen.settle_us) > 0
+
+
+async def test_every_balance_is_counted_anew_after_a_loss_and_nobody_is_served_before(own_valkey):
+    seen = await rebuild(own_valkey, 150)
+
+    assert seen.refused == 50
+    assert seen.wrong == 0

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.control.balances import Balances, no_balance
+from gateway.control.balances import Balances, no_balances
 from gateway.link.messages import BalancesAnswer, BalancesAsked, Hello, Reheld, Rehold
 from gateway.loader import Loader
 from gateway.snapshot import Snapshot
@@ -88,7 +88,7 @@ class Bench:
             link,  # type: ignore[arg-type]
             ship=self._ship,
             unsettled=lambda tag: (f"owed to {tag}",),
-            level=no_balance,
+            levels=no_balances,
         )
 
     async def _ship(self) -> None:
@@ -131,7 +131,7 @@ async def test_every_budget_that_sql_knows_is_counted_from_it(db: Database, benc
 
 async def test_open_requests_are_held_again_before_anything_is_counted(bench: Bench) -> None:
     await bench.ask()
-    assert bench.link.told == [Rehold(1, "t1", "e1")]
+    assert bench.link.told == [Rehold(1, {"t1": "e1"})]
     assert bench.steps == ["shipped after 1 reholds"]
 
 
@@ -151,3 +151,34 @@ async def test_a_tenant_that_is_gone_has_nothing(bench: Bench) -> None:
     question = msgspec.msgpack.encode(BalancesAsked(9, "t9", "e1", money_limits(bench.snapshot)))
     said = await bench.balances.on_asked(Peer(), question)  # type: ignore[arg-type]
     assert msgspec.msgpack.decode(said, type=BalancesAnswer).seeds == ()
+
+
+async def test_whoever_asks_during_a_count_is_counted_in_the_next_one_together(
+    bench: Bench,
+) -> None:
+    first = asyncio.create_task(bench.ask("e1"))
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(bench.ask(f"e{n}")) for n in (2, 3)]
+    answers = await asyncio.gather(first, *others)
+
+    assert [answer.counted_before for answer in answers] == [False, False, False]
+    assert len(bench.steps) == 2
+    assert [told.epochs for told in bench.link.told] == [{"t1": "e1"}, {"t1": "e3"}]
+
+
+async def test_a_count_that_failed_is_made_again_from_the_beginning(bench: Bench) -> None:
+    ship, bench.balances._ship = bench.balances._ship, _fail
+    asks = [asyncio.create_task(bench.ask()) for _ in range(2)]
+    failures = await asyncio.gather(*asks, return_exceptions=True)
+    assert [type(each) for each in failures] == [OSError, OSError]
+    bench.balances._ship = ship
+
+    answer = await bench.ask()
+
+    assert answer.seeds
+    assert answer.counted == ("owed to t1",)
+    assert [told.number for told in bench.link.told] == [1, 2, 3]
+
+
+async def _fail() -> None:
+    raise OSError

@@ -9,7 +9,7 @@ from gateway.control.purses import Move, Purses
 from gateway.link.messages import Credited
 from gateway.loader import Loader
 from gateway.snapshot import Snapshot
-from gateway.store.credit import add_credit, level_micro, reverse_credit
+from gateway.store.credit import add_credit, levels_micro, reverse_credit
 from gateway.store.database import Database
 from gateway.store.ledger import insert_records
 from quotas.errors import StoreUnavailable
@@ -74,7 +74,7 @@ async def bench(db: Database, **options: Any) -> Bench:
     snapshot.apply(*await Loader(db).full())
     made = Bench(db, snapshot, **options)
     async with db.read() as connection:
-        level, counted = await level_micro(connection, 1, NOW_MS + 1)
+        level, counted = (await levels_micro(connection, [1], NOW_MS + 1))[1]
     epoch = await made.store.epoch("t1")
     assert await made.store.seed("t1", epoch, (Seed(made.limit, level),), counted)
     return made

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.link.client import LinkAway, LinkClient
 from gateway.link.messages import Hello
-from gateway.link.server import LinkServer, Peer
+from gateway.link.server import ASKS_MAX, LinkServer, Peer
 from tests.support.until import until
 
 FORBIDDEN = "sqlalchemy, starlette, pydantic, prometheus_client"
@@ -92,6 +92,56 @@ async def test_asks_are_answered_each_its_own_and_slow_ones_hold_up_none(tmp_pat
         gate.set()
         assert await waiting == b"slow 1"
     await server.close()
+
+
+async def test_plain_message_comes_through_behind_more_asks_than_are_answered_at_once(
+    tmp_path: Path,
+) -> None:
+    said = asyncio.Event()
+    at_once = most = 0
+
+    async def waits_for_it(peer: Peer, body: bytes) -> bytes:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await said.wait()
+        at_once -= 1
+        return body
+
+    server = LinkServer({"ask": waits_for_it, "say": lambda peer, body: said.set()})
+    await listen(server, tmp_path / "l")
+    client = client_of(tmp_path / "l", [])
+    async with running(client):
+        await until(lambda: client.connected)
+        asks = [asyncio.create_task(client.ask("ask", b"%d" % n)) for n in range(3 * ASKS_MAX)]
+        await until(lambda: at_once == ASKS_MAX)
+        client.send("say", b"")
+
+        assert await asyncio.gather(*asks) == [b"%d" % n for n in range(3 * ASKS_MAX)]
+    assert most == ASKS_MAX
+    await server.close()
+
+
+async def test_asks_beyond_those_that_may_wait_are_told_no(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.link.server.ASKS_WAITING_MAX", 2)
+
+    async def never(peer: Peer, body: bytes) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    server = LinkServer({"ask": never})
+    await listen(server, tmp_path / "l")
+    client = client_of(tmp_path / "l", [])
+    async with running(client):
+        await until(lambda: client.connected)
+        asks = [asyncio.create_task(client.ask("ask", b"")) for _ in range(ASKS_MAX + 3)]
+        with pytest.raises(LinkAway, match="could not answer"):
+            await asks[-1]
+        assert not any(ask.done() for ask in asks[:-1])
+        await server.close()
+        await asyncio.gather(*asks, return_exceptions=True)
 
 
 async def test_an_ask_without_answer_is_link_away(tmp_path: Path) -> None:
