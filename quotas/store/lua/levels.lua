@@ -40,7 +40,7 @@ local LONGEST_MS = 2 ^ 40 -- 34 years, and still an integer when Redis prints it
 local FOREVER_MS = 9999999999999
 local GUESS_MS = 1000 -- nobody knows when another request ends
 local BUCKET = '>dddd'
-local LIFE_MS = 100 -- how long the server's id is believed: a failover there and back takes longer
+local LIFE_MS = 10 -- how long the server's id is believed: a failover there and back takes longer
 local KEPT = 4096
 
 -- Not there yet when a library is loaded.
