@@ -91,7 +91,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="postgresql://... ; default: SQLite in the data folder"),
     ] = None
     redis_url: Annotated[
-        str | None, Meta(description="redis://, rediss:// or unix:// of Redis 7+ or Valkey 7.2+")
+        str | None,
+        Meta(
+            description="redis://, rediss:// or unix:// of Redis 7+ or Valkey 7.2+; of a cluster "
+            "redis://host:port,host:port?cluster=true"
+        ),
     ] = None
     store: Annotated[
         Literal["auto", "redis", "memory"], Meta(description="where reservations live")

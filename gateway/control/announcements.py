@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from quotas.store.pipeline import one_server
+
 CHANNEL = "tf:changes"
 TIMEOUT_S = 1.0
 RETRY_MIN_S = 0.2
@@ -24,7 +26,8 @@ class Announcements:
     """One per control process that shares a Redis. ``poll`` runs for every word that comes."""
 
     def __init__(self, url: str, poll: Callable[[], Awaitable[None]]) -> None:
-        self._redis: Redis = Redis.from_url(url, socket_connect_timeout=TIMEOUT_S)
+        # In a cluster every server hears what is published at any.
+        self._redis: Redis = Redis.from_url(one_server(url), socket_connect_timeout=TIMEOUT_S)
         self._poll = poll
 
     async def announce(self, version: int) -> None:

@@ -60,6 +60,33 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         return said
 
 
+def parse_cluster(url: str) -> list[Target]:
+    """Where to ask a cluster first: redis://[user:password@]host[:port][,host[:port]...]?cluster=true.
+
+    Empty where the URL is of one server. Raises ``QuotaError``.
+    """
+    scheme, _, rest = url.partition("://")
+    where, _, query = rest.partition("?")
+    if parse_qs(query).get("cluster") != ["true"]:
+        if "," in where.rpartition("@")[2]:
+            raise QuotaError(
+                "the store's URL names several hosts; a cluster's ends in ?cluster=true"
+            )
+        return []
+    login, at, hosts = where.rpartition("@")
+    if scheme not in ("redis", "rediss") or "/" in hosts.rstrip("/"):
+        raise QuotaError("a cluster's URL must be redis:// or rediss://, and has no database")
+    return [parse_url(f"{scheme}://{login}{at}{host}") for host in hosts.rstrip("/").split(",")]
+
+
+def one_server(url: str) -> str:
+    """The URL of a cluster's first host, for what any server of it can do; another URL as it is."""
+    if not parse_cluster(url):
+        return url
+    head, _, rest = url.partition("?")[0].partition(",")
+    return head if rest else head.rstrip("/")
+
+
 def parse_url(url: str) -> Target:
     """redis://[user:password@]host[:port][/db], rediss:// the same, unix://[...]/path[?db=n].
 
@@ -175,9 +202,14 @@ class Pipeline:
 
     async def start(self) -> None:
         """Connect and greet once, then keep connected. Raises ``StoreUnavailable``."""
-        connection, lost = await self._connect()
-        self._connection = connection
-        self._task = asyncio.create_task(self._keep(connection, lost), name="store connection")
+        first = await self._connect()
+        self._connection = first[0]
+        self._task = asyncio.create_task(self._keep(first), name="store connection")
+
+    def start_later(self) -> None:
+        """Connect in the background, for as long as it takes; nothing where that goes on already."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._keep(None), name="store connection")
 
     def send(self, command: Command, answer: Answer) -> None:
         """Queue for this tick's write. Raises ``StoreUnavailable`` while down: nothing was sent."""
@@ -222,23 +254,25 @@ class Pipeline:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _keep(self, connection: _Connection, lost: asyncio.Event) -> None:
+    async def _keep(self, made: tuple[_Connection, asyncio.Event] | None) -> None:
         """Stand by the connection, and connect again whenever it is lost."""
         while True:
-            try:
-                self._connection = connection
-                self._up()
-                await self._watch(connection, lost)
-            finally:
-                self._connection = None
-                connection.abort()
-                # Whoever waits is answered before the next connection may send.
-                await lost.wait()
+            if made is not None:
+                connection, lost = made
+                try:
+                    self._connection = connection
+                    self._up()
+                    await self._watch(connection, lost)
+                finally:
+                    self._connection = None
+                    connection.abort()
+                    # Whoever waits is answered before the next connection may send.
+                    await lost.wait()
             backoff_s = FIRST_BACKOFF_S
             while True:
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311  jitter
                 try:
-                    connection, lost = await self._connect()
+                    made = await self._connect()
                     break
                 except StoreUnavailable:
                     backoff_s = min(LAST_BACKOFF_S, backoff_s * 2)

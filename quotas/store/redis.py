@@ -9,7 +9,7 @@ server (``quotas.store.server``), what to do while the store is away (the gatewa
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import hiredis
@@ -19,7 +19,8 @@ from quotas.errors import ReservationRefused, StoreUnavailable
 from quotas.limits import Charge, Gauge, Holder, Inspection, Limit, Reason, Verdict
 from quotas.ports import Seed, Settlement
 from quotas.reservation import CHARGED_IN_FULL_MS, ENDED_MS, LEASE_MS, TOMBSTONE_MS
-from quotas.store.pipeline import Argument, first_word, parse_url
+from quotas.store.cluster import Cluster
+from quotas.store.pipeline import Argument, first_word, parse_cluster, parse_url
 from quotas.store.server import Job, Server
 from quotas.store.specs import Spec, Specs, field
 from quotas.store.steps import (
@@ -60,9 +61,15 @@ class RedisStore:
         self.clock_ms = 0
         self._owner = owner
         self._nonce = secrets.token_hex(3)  # with microseconds: 23 characters, a slot holds 24
-        self._server = Server(
-            parse_url(url), timeout_s=timeout_s, acknowledged=self._acknowledged, up=self._renew
-        )
+        self._server: Server | Cluster
+        if seeds := parse_cluster(url):
+            self._server = Cluster(
+                seeds, timeout_s=timeout_s, acknowledged=self._acknowledged, up=self._renew
+            )
+        else:
+            self._server = Server(
+                parse_url(url), timeout_s=timeout_s, acknowledged=self._acknowledged, up=self._renew
+            )
         self._unacknowledged: dict[Job, None] = {}  # in the order they were queued
         self._idle = asyncio.Event()
         self._idle.set()
@@ -80,7 +87,8 @@ class RedisStore:
     ) -> Verdict:
         spec = self._specs.of(charges)
         amounts = spec.amounts(charges)
-        if not self._server.connected:
+        keys = _keys(tag, reservation_id, spec.scopes)
+        if not self._server.ready(keys[0]):
             raise StoreUnavailable("the store is not connected")  # nothing sent, nothing to release
         arguments = (
             self._nonce,
@@ -95,7 +103,7 @@ class RedisStore:
         if spec.holds(charges):
             self._holding.setdefault(tag, set()).add(reservation_id)
         try:
-            reply = await self._call(RESERVE, _keys(tag, reservation_id, spec.scopes), arguments)
+            reply = await self._call(RESERVE, keys, arguments)
         except (StoreUnavailable, asyncio.CancelledError):
             self.release(tag, reservation_id)
             raise
@@ -133,13 +141,16 @@ class RedisStore:
             limit = each.limit
             flat += (limit.scope, field(limit), limit.algorithm, each.period_id, each.level)
         arguments = (self._nonce, epoch, _pack(flat), _pack(list(counted)), CHARGED_IN_FULL_MS)
-        return (await self._call(SEED, _keys(tag, ""), arguments))[1] == 1
+        keys = _keys(tag, "", dict.fromkeys(each.limit.scope for each in seeds))
+        keys += [_reservation_key(tag, each) for each in counted]
+        return (await self._call(SEED, keys, arguments))[1] == 1
 
     async def adjust(
         self, tag: str, epoch: str, adjustment_id: str, limit: Limit, delta: int
     ) -> bool:
         arguments = (self._nonce, epoch, limit.scope, field(limit), delta, CHARGED_IN_FULL_MS)
-        return (await self._call(ADJUST, _keys(tag, adjustment_id), arguments))[1] == 1
+        keys = _keys(tag, adjustment_id, (limit.scope,))
+        return (await self._call(ADJUST, keys, arguments))[1] == 1
 
     async def rehold(
         self, tag: str, reservation_id: str, epoch: str, charges: Sequence[Charge], ttl_s: int
@@ -187,7 +198,7 @@ class RedisStore:
         self._queue(Job(EXPIRE, _keys(tag, reservation_id), (self._nonce,), None))
 
     async def claim(self, tag: str, name: str, request_id: str, ttl_s: int) -> str:
-        if not self._server.connected:
+        if not self._server.ready(_claim_key(tag, name)):
             raise StoreUnavailable("the store is not connected")
         try:
             reply = await self._call(CLAIM, [_claim_key(tag, name)], (request_id, ttl_s * 1000))
@@ -263,13 +274,13 @@ class RedisStore:
     async def _keep_leases(self) -> None:
         while True:
             await asyncio.sleep(RENEW_EVERY_S)
-            self._renew(self._server)
+            self._renew()
 
-    def _renew(self, server: Server) -> None:
+    def _renew(self) -> None:
         """One command a tag, all in one write. A lease that could not be renewed runs out."""
         arguments = (self._owner, LEASE_MS, LEASES_KEPT_MS)
         for tag in self._holding:
-            server.tell(RENEW, _keys(tag, ""), arguments)
+            self._server.tell(RENEW, _keys(tag, ""), arguments)
 
     def _let_go(self, tag: str, reservation_id: str) -> None:
         held = self._holding.get(tag)
@@ -283,7 +294,11 @@ def _claim_key(tag: str, name: str) -> str:
     return f"tf:{{{tag}}}:c:{name}"
 
 
-def _keys(tag: str, reservation_id: str, scopes: Sequence[str] = ()) -> list[str]:
+def _reservation_key(tag: str, reservation_id: str) -> str:
+    return f"tf:{{{tag}}}:r:{reservation_id}"
+
+
+def _keys(tag: str, reservation_id: str, scopes: Iterable[str] = ()) -> list[str]:
     keys = [f"tf:{{{tag}}}:epoch", f"tf:{{{tag}}}:r:{reservation_id}", f"tf:{{{tag}}}:leases"]
     keys += [f"tf:{{{tag}}}:s:{scope}" for scope in scopes]
     return keys

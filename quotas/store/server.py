@@ -22,12 +22,14 @@ from quotas.store.steps import LIBRARY, Ask, Step, is_forgotten
 WINDOW = 256
 #: An error reply (loading, read-only, out of memory) is a state that passes; ask again after this.
 RETRY_S = 0.25
+#: Before a step of a slot that is on its way to this server.
+ASKING = ("ASKING",)
 
 
 class Job:
-    """A step that is sent until it is acknowledged."""
+    """A step that is sent until it is acknowledged. ``asking``: of a slot that is being moved."""
 
-    __slots__ = ("arguments", "done", "keys", "queued_s", "step")
+    __slots__ = ("arguments", "asking", "done", "keys", "queued_s", "step")
 
     def __init__(
         self,
@@ -40,11 +42,19 @@ class Job:
         self.keys = keys
         self.arguments = arguments
         self.done = done
+        self.asking = False
         self.queued_s = time.monotonic()
 
 
+def _stays(_job: Job, _reply: Exception) -> bool:
+    """A job that failed at the only server there is."""
+    return False
+
+
 class Server:
-    """Mutable; one event loop. ``acknowledged`` gets each job's reply, ``up`` runs when connected."""
+    """Mutable; one event loop. ``acknowledged`` gets each job's reply, ``up`` runs when connected.
+    ``failed`` hears of each job that was not acknowledged, and whether it takes it elsewhere.
+    """
 
     def __init__(
         self,
@@ -52,9 +62,11 @@ class Server:
         *,
         timeout_s: float,
         acknowledged: Callable[[Job, object], None],
-        up: Callable[["Server"], None],
+        up: Callable[[], None],
+        failed: Callable[[Job, Exception], bool] = _stays,
     ) -> None:
         self._acknowledged = acknowledged
+        self._failed = failed
         self._up = up
         self._scripted = False
         self._pipeline = Pipeline(target, timeout_s=timeout_s, greeting=self._greet, up=self._on_up)
@@ -66,9 +78,23 @@ class Server:
     def connected(self) -> bool:
         return self._pipeline.connected
 
+    def ready(self, _key: str) -> bool:
+        """Whether a step of the key would be sent: all keys are this server's."""
+        return self._pipeline.connected
+
     async def start(self) -> None:
         """Connect and load the steps. Raises ``StoreUnavailable``."""
         await self._pipeline.start()
+
+    def start_later(self) -> None:
+        """Connect in the background, as soon as the server is there; once."""
+        self._pipeline.start_later()
+
+    def take_unsent(self) -> list[Job]:
+        """The jobs that wait here, for whoever has their keys now."""
+        unsent = list(self._unsent)
+        self._unsent.clear()
+        return unsent
 
     async def close(self) -> None:
         self._unsent.clear()
@@ -77,13 +103,27 @@ class Server:
             self._retry.cancel()
         self._unsent.clear()
 
-    async def call(self, step: Step, keys: Sequence[str], arguments: Sequence[Argument]) -> object:
+    async def call(
+        self,
+        step: Step,
+        keys: Sequence[str],
+        arguments: Sequence[Argument],
+        *,
+        asking: bool = False,
+    ) -> object:
         """The reply. Raises ``StoreUnavailable`` or ``hiredis.ReplyError``."""
         try:
-            return await self._pipeline.call(step.command(keys, arguments, scripted=self._scripted))
+            return await self._call(step, keys, arguments, asking=asking)
         except hiredis.ReplyError as error:
             if not self._note(error):
                 raise
+        return await self._call(step, keys, arguments, asking=asking)
+
+    async def _call(
+        self, step: Step, keys: Sequence[str], arguments: Sequence[Argument], *, asking: bool
+    ) -> object:
+        if asking and self._pipeline.connected:
+            self._pipeline.send(ASKING, _ignore)
         return await self._pipeline.call(step.command(keys, arguments, scripted=self._scripted))
 
     async def ping(self) -> None:
@@ -107,6 +147,8 @@ class Server:
             self._in_flight += 1
             command = job.step.command(job.keys, job.arguments, scripted=self._scripted)
             try:
+                if job.asking:
+                    self._pipeline.send(ASKING, _ignore)
                 self._pipeline.send(command, partial(self._answered, job))
             except StoreUnavailable as lost:
                 self._answered(job, lost)
@@ -115,6 +157,9 @@ class Server:
     def _answered(self, job: Job, reply: object) -> None:
         self._in_flight -= 1
         if isinstance(reply, Exception):
+            if self._failed(job, reply):
+                self._pump()
+                return
             self._unsent.append(job)
             if isinstance(reply, hiredis.ReplyError):
                 self._note(reply)
@@ -140,7 +185,7 @@ class Server:
         self._scripted = await LIBRARY.greet(ask)
 
     def _on_up(self) -> None:
-        self._up(self)
+        self._up()
         self._pump()
 
     def _retry_soon(self) -> None:

@@ -55,14 +55,15 @@ class Valkey:
             self._admin = redis.Redis(unix_socket_path=str(self.socket), decode_responses=True)
         return self._admin
 
+    def command(self) -> list[str]:
+        return [
+            *(str(binary()), "--port", str(self.port), "--bind", "127.0.0.1"),
+            *("--unixsocket", str(self.socket), "--dir", str(self.folder)),
+            *("--save", "", "--appendonly", "no", "--logfile", str(self.folder / "log")),
+        ]
+
     def start(self) -> "Valkey":
-        self._process = subprocess.Popen(
-            [
-                *(str(binary()), "--port", str(self.port), "--bind", "127.0.0.1"),
-                *("--unixsocket", str(self.socket), "--dir", str(self.folder)),
-                *("--save", "", "--appendonly", "no", "--logfile", str(self.folder / "log")),
-            ]
-        )
+        self._process = subprocess.Popen(self.command())
         until = time.monotonic() + READY_S
         while True:
             try:
@@ -73,6 +74,9 @@ class Valkey:
                 time.sleep(0.01)
             else:
                 return self
+
+    def flushall(self) -> None:
+        self.admin.flushall()
 
     def pause(self) -> None:
         assert self._process is not None

@@ -1,7 +1,8 @@
 -- Levels moved from what was reserved to what was true: shared by settle, release, expire and seed.
 
--- The rows of a scope that move, filled again for each.
-local asked, rows = {}, {}
+-- The rows that move, scope after scope; where each scope's begin, and what was read for them. Filled
+-- again by every `move`.
+local asked, rows, firsts, founds = {}, {}, {}, {}
 
 -- What is taken of money that is not seeded yet is put into `early`.
 local function note_early(early, scope, name, id, amount)
@@ -28,12 +29,13 @@ end
 
 -- Row by row: `reserved` units are no longer held, `actual` units are used. `how[n]` as reserve left
 -- it: 0 = nothing was taken, a quota's period, a hold's token, else 1. `only` (nil = all) names the
--- algorithm to move.
+-- algorithm to move. All is read before anything is written: a cluster that is moving the slot refuses
+-- a key that it does not have any more, and what was written by then would stay.
 local function move(spec, reserved, actual, how, epoch, only, early)
   local scopes, ends, names, kinds, capacities, rates, dims = unpack(spec, 1, 7)
-  local from = 1
+  local from, count = 1, 0
   for s = 1, #scopes do
-    local count = 0
+    firsts[s], founds[s] = count, false
     for n = from, ends[s] do
       local kind = kinds[n]
       if how[n] ~= 0 and (not only or kind == only)
@@ -42,11 +44,19 @@ local function move(spec, reserved, actual, how, epoch, only, early)
         asked[count], rows[count] = names[n], n
       end
     end
-    if count > 0 then
-      local key, filled, keep_ms = prefix .. 's:' .. scopes[s], 0, 0
-      local found = call('HMGET', key, '~', unpack(asked, 1, count))
-      for i = 1, count do
-        local n, raw, value, lasts_ms = rows[i], found[i + 1], nil, 0
+    if count > firsts[s] then
+      founds[s] =
+        call('HMGET', prefix .. 's:' .. scopes[s], '~', unpack(asked, firsts[s] + 1, count))
+    end
+    from = ends[s] + 1
+  end
+  firsts[#scopes + 1] = count
+  for s = 1, #scopes do
+    local found, before = founds[s], firsts[s]
+    if found then
+      local filled, keep_ms = 0, 0
+      for i = before + 1, firsts[s + 1] do
+        local n, raw, value, lasts_ms = rows[i], found[i - before + 1], nil, 0
         local kind, was, is = kinds[n], reserved[n], actual[n]
         if kind == 'bucket' then
           -- Under the figures the bucket has; absent: full, under the row's.
@@ -86,9 +96,8 @@ local function move(spec, reserved, actual, how, epoch, only, early)
           if lasts_ms > keep_ms then keep_ms = lasts_ms end
         end
       end
-      write(key, filled, keep_ms, found[1])
+      write(prefix .. 's:' .. scopes[s], filled, keep_ms, found[1])
     end
-    from = ends[s] + 1
   end
 end
 

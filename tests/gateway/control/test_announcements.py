@@ -5,6 +5,9 @@ import contextlib
 
 from gateway.control.announcements import Announcements
 from tests.support.until import until
+from tests.support.valkey_cluster import valkey_cluster
+
+__all__ = ["valkey_cluster"]
 
 
 class Host:
@@ -26,6 +29,21 @@ class Host:
 async def test_change_of_one_host_makes_the_others_poll(valkey):
     hosts = [Host(valkey.tcp_url), Host(valkey.tcp_url)]
     await until(lambda: all(host.polls for host in hosts))  # each polls once it listens
+    before = hosts[1].polls
+    await hosts[0].announcements.announce(7)
+
+    await until(lambda: hosts[1].polls > before, 1.0)
+    for host in hosts:
+        await host.close()
+
+
+async def test_servers_of_a_cluster_tell_each_other(valkey_cluster):
+    first, second, _ = valkey_cluster.nodes
+    hosts = [
+        Host(f"redis://127.0.0.1:{a.port},127.0.0.1:{b.port}?cluster=true")
+        for a, b in ((first, second), (second, first))
+    ]
+    await until(lambda: all(host.polls for host in hosts))
     before = hosts[1].polls
     await hosts[0].announcements.announce(7)
 

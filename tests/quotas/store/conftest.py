@@ -12,8 +12,9 @@ from quotas.ports import QuotaStore, Seed
 from quotas.store.memory import MemoryStore
 from quotas.store.redis import RedisStore
 from tests.support.valkey import Valkey, own_valkey, valkey
+from tests.support.valkey_cluster import ValkeyCluster, own_cluster, valkey_cluster
 
-__all__ = ["own_valkey", "valkey"]
+__all__ = ["own_cluster", "own_valkey", "valkey", "valkey_cluster"]
 
 _tags = itertools.count()
 
@@ -87,7 +88,7 @@ class MemoryRig(Rig):
 class RedisRig(Rig):
     store: RedisStore
 
-    def __init__(self, tag: str, server: Valkey, store: RedisStore) -> None:
+    def __init__(self, tag: str, server: Valkey | ValkeyCluster, store: RedisStore) -> None:
         super().__init__(tag)
         self.server = server
         self.store = store
@@ -106,16 +107,18 @@ class RedisRig(Rig):
             await asyncio.sleep(missing_ms / 1000)
 
     async def lose_everything(self) -> None:
-        self.server.admin.flushall()
+        self.server.flushall()
 
 
-@pytest.fixture(params=["memory", "unix socket", "tcp"])
-async def rig(request: pytest.FixtureRequest, valkey: Valkey, tag: str) -> AsyncIterator[Rig]:
+@pytest.fixture(params=["memory", "unix socket", "tcp", "cluster"])
+async def rig(request: pytest.FixtureRequest, tag: str) -> AsyncIterator[Rig]:
     if request.param == "memory":
         yield MemoryRig(tag)
         return
-    url = valkey.tcp_url if request.param == "tcp" else valkey.unix_url
+    name = "valkey_cluster" if request.param == "cluster" else "valkey"
+    server: Valkey | ValkeyCluster = request.getfixturevalue(name)
+    url = server.unix_url if request.param == "unix socket" else server.tcp_url
     store = RedisStore(url, name="redis", owner="o1", timeout_s=2.0)
     await store.start()
-    yield RedisRig(tag, valkey, store)
+    yield RedisRig(tag, server, store)
     await store.close()

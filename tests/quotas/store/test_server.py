@@ -18,9 +18,7 @@ async def opened():
     servers = []
 
     async def open_one(url, acknowledged=lambda job, reply: None):
-        server = Server(
-            parse_url(url), timeout_s=0.3, acknowledged=acknowledged, up=lambda server: None
-        )
+        server = Server(parse_url(url), timeout_s=0.3, acknowledged=acknowledged, up=lambda: None)
         servers.append(server)
         await server.start()
         return server
