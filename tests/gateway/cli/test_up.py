@@ -105,7 +105,7 @@ def test_an_engine_that_is_away_is_a_sentence(tmp_path: Path) -> None:
     env = environment(tmp_path / "data", store="memory")
     arguments = [MAIN, "up", "--engine", "http://127.0.0.1:9"]
     with running(arguments, env, tmp_path / "log") as host:
-        assert host.process.wait(10) == 1
+        assert host.process.wait(40) == 1
         assert "http://127.0.0.1:9 does not answer" in host.errors
         assert "Traceback" not in host.errors
 
