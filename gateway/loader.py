@@ -4,10 +4,11 @@ Read only. Not here: who is told (``gateway.control.feed``), what they do with i
 """
 
 import json
-from typing import TypedDict
+from collections.abc import Sequence
+from typing import Any, TypedDict
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import Select, Table, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.snapshot import (
@@ -29,7 +30,7 @@ from gateway.store import catalog, changes, contracts
 from gateway.store.accounts import models_of
 from gateway.store.credit import DEFAULT_CURRENCY, NANO_PER_MICRO
 from gateway.store.database import Database
-from gateway.store.limits import LimitName, LimitValue, read_limits
+from gateway.store.limits import LimitName, LimitValue, read_limits, read_limits_of
 from gateway.store.schema import (
     endpoints,
     key_secrets,
@@ -41,11 +42,14 @@ from gateway.store.schema import (
     tenants,
 )
 from quotas.buckets import MAX_UNITS
-from quotas.contracts import Contract
+from quotas.contracts import Contract, ThroughputTerm
 from quotas.limits import Algorithm, Dimension, Limit, Outage, Window
+from quotas.pricing import Price
 from routing.topology import Endpoint, Pool
 
 _TABLES = {"tenant": tenants, "project": projects, "key": keys, "model": models, "pool": pools}
+#: Rows that one query asks for: databases bound the number of parameters.
+AT_ONCE = 500
 #: Window -> algorithm.
 _ALGORITHMS: dict[Window, Algorithm] = {
     "minute": "bucket",
@@ -77,8 +81,8 @@ class Loader:
                 ids = await connection.scalars(
                     select(table.c.id).where(table.c.deleted_at.is_(None))
                 )
-                moves += [await self._move(connection, kind, row_id) for row_id in ids.all()]
-            moves.append(await self._move(connection, "platform", PLATFORM_ID))
+                moves += await self._moves(connection, kind, ids.all())
+            moves += await self._moves(connection, "platform", [PLATFORM_ID])
             return version, moves
 
     async def since(self, version: int) -> tuple[int, list[Move]] | None:
@@ -88,26 +92,39 @@ class Loader:
             if found is None:
                 return None
             now, rows = found
-            return now, [await self._move(connection, kind, row_id) for kind, row_id in rows]
+            by_kind: dict[str, list[int]] = {}
+            for kind, row_id in rows:
+                by_kind.setdefault(kind, []).append(row_id)
+            moves: list[Move] = []
+            for kind, ids in by_kind.items():
+                moves += await self._moves(connection, kind, ids)
+            return now, moves
 
-    async def _move(self, connection: AsyncConnection, kind: str, row_id: int) -> Move:
+    async def _moves(
+        self, connection: AsyncConnection, kind: str, ids: Sequence[int]
+    ) -> list[Move]:
+        """A few queries for many rows of a kind, not a few for each."""
         if kind == "platform":
-            return Move("platform", PLATFORM_ID, encode_doc(await _platform(connection)))
-        table = _TABLES[kind]
-        query = select(table).where(table.c.id == row_id, table.c.deleted_at.is_(None))
-        row = (await connection.execute(query)).mappings().one_or_none()
-        doc = None if row is None else await self._doc(connection, kind, dict(row))
-        return Move(_kind(kind), row_id, None if doc is None else encode_doc(doc))
+            return [Move("platform", PLATFORM_ID, encode_doc(await _platform(connection)))]
+        moves = []
+        for start in range(0, len(ids), AT_ONCE):
+            some = ids[start : start + AT_ONCE]
+            near = await _read_near(connection, kind, some)
+            for row_id in some:
+                row = near.rows.get(row_id)
+                doc = None if row is None else await self._doc(connection, kind, row, near)
+                moves.append(Move(_kind(kind), row_id, None if doc is None else encode_doc(doc)))
+        return moves
 
     async def _doc(
-        self, connection: AsyncConnection, kind: str, row: dict[str, object]
+        self, connection: AsyncConnection, kind: str, row: dict[str, object], near: "_Near"
     ) -> Doc | None:
         match kind:
             case "tenant":
                 name = str(row["name"])
                 tenant_id = _int(row["id"])
-                contract = await contracts.newest(connection, tenant_id)
-                found = await _limits(connection, "tenant", tenant_id, f"tenant {name}")
+                contract = next(iter(near.contracts.get(tenant_id, ())), None)
+                found = _limits(near, "tenant", tenant_id, f"tenant {name}")
                 found["limits"] += _balance(contract, f"tenant {name}")
                 return TenantDoc(
                     id=tenant_id,
@@ -115,43 +132,31 @@ class Loader:
                     time_zone=str(row["time_zone"]),
                     currency=contract.currency if contract else DEFAULT_CURRENCY,
                     pays=contract is not None and contract.pays,
-                    prices=await catalog.prices_of_tenant(connection, tenant_id),
-                    throughput=await _throughput(connection, tenant_id, name),
+                    prices=near.prices.get(tenant_id, {}),
+                    throughput=_throughput(near, tenant_id, name),
                     **found,
                 )
             case "project":
-                tenant = await _name(connection, "tenant", _int(row["tenant_id"]))
-                shown = f"project {tenant}/{row['name']}"
+                shown = f"project {near.owners[_int(row['tenant_id'])]}/{row['name']}"
                 return ProjectDoc(
                     id=_int(row["id"]),
                     tenant_id=_int(row["tenant_id"]),
                     name=str(row["name"]),
                     usage_cost=bool(row["usage_cost"]),
-                    **await _limits(connection, "project", _int(row["id"]), shown),
+                    **_limits(near, "project", _int(row["id"]), shown),
                 )
             case "key":
-                return await _key(connection, row)
+                return _key(row, near)
             case "pool":
                 return await _pool(connection, row)
             case _:
                 return await _model(connection, row)
 
 
-async def _key(connection: AsyncConnection, row: dict[str, object]) -> KeyDoc:
+def _key(row: dict[str, object], near: "_Near") -> KeyDoc:
     key_id = _int(row["id"])
-    project = (
-        (await connection.execute(select(projects).where(projects.c.id == row["project_id"])))
-        .mappings()
-        .one()
-    )
-    tenant = await _name(connection, "tenant", project["tenant_id"])
-    path = f"{tenant}/{project['name']}/{row['name']}"
+    path = f"{near.owners[_int(row['project_id'])]}/{row['name']}"
     expires_s = row["expires_s"]
-    secrets = await connection.execute(
-        select(key_secrets.c.kid, key_secrets.c.digest, key_secrets.c.expires_s).where(
-            key_secrets.c.key_id == key_id
-        )
-    )
     return KeyDoc(
         id=key_id,
         project_id=_int(row["project_id"]),
@@ -159,11 +164,11 @@ async def _key(connection: AsyncConnection, row: dict[str, object]) -> KeyDoc:
         path=path,
         secrets=tuple(
             SecretDoc(kid=kid, digest=bytes(digest), expires_s=_earlier(until, expires_s))
-            for kid, digest, until in secrets
+            for kid, digest, until in near.secrets.get(key_id, ())
             if row["revoked_ms"] is None
         ),
         models=models_of(row["models"] if isinstance(row["models"], str) else None),
-        **await _limits(connection, "key", key_id, f"key {path}"),
+        **_limits(near, "key", key_id, f"key {path}"),
     )
 
 
@@ -246,17 +251,17 @@ class _Limits(TypedDict, total=False):
     user_limits: tuple[Limit, ...]
 
 
-async def _limits(connection: AsyncConnection, kind: str, row_id: int, shown: str) -> _Limits:
+def _limits(near: "_Near", kind: str, row_id: int, shown: str) -> _Limits:
     """A scope's limits as its document has them; a model that is gone takes its limits along."""
     general: list[Limit] = []
     users: list[Limit] = []
     of_models: dict[int, list[Limit]] = {}
     scope = f"{kind[0]}{row_id}"
-    for name, value, version in await read_limits(connection, kind, row_id):
+    for name, value, version in near.limits.get(row_id, ()):
         if name.each:
             users.append(_limit(f"{scope}u", f"end user of {shown}", name, value, version))
         elif name.model_id:
-            model = await _live_model(connection, name.model_id)
+            model = near.models.get(name.model_id)
             if model is not None:
                 at, on = f"{scope}m{name.model_id}", f"{shown} on model {model}"
                 limit = _limit(at, on, name, value, version)
@@ -289,13 +294,11 @@ def _balance(contract: Contract | None, shown: str) -> tuple[Limit, ...]:
     )
 
 
-async def _throughput(
-    connection: AsyncConnection, tenant_id: int, name: str
-) -> dict[int, Throughput]:
+def _throughput(near: "_Near", tenant_id: int, name: str) -> dict[int, Throughput]:
     """What a tenant has reserved and was sold, by model: the newest of each."""
     found = {}
-    for term in (await contracts.terms_of(connection, [tenant_id])).get(tenant_id, []):
-        model = await _live_model(connection, term.model_id)
+    for term in near.terms.get(tenant_id, ()):
+        model = near.models.get(term.model_id)
         if not term.accepted_ms or model is None:
             continue
         rate = min(term.tokens_per_minute, MAX_UNITS)
@@ -317,12 +320,6 @@ async def _throughput(
     return found
 
 
-async def _live_model(connection: AsyncConnection, model_id: int) -> str | None:
-    query = select(models.c.name).where(models.c.id == model_id, models.c.deleted_at.is_(None))
-    found = await connection.scalar(query)
-    return None if found is None else str(found)
-
-
 def _limit(scope: str, shown: str, name: LimitName, value: LimitValue, version: int) -> Limit:
     window: Window = msgspec.convert(name.window, Window)
     algorithm = _ALGORITHMS[window]
@@ -341,9 +338,61 @@ def _limit(scope: str, shown: str, name: LimitName, value: LimitValue, version: 
     )
 
 
-async def _name(connection: AsyncConnection, kind: str, row_id: int) -> str:
+class _Near(msgspec.Struct, kw_only=True):
+    """Living rows of one kind by id, and what their documents need of other tables: limits, names of
+    living models, the path of who owns a project or a key, secrets, contracts (newest first), prices,
+    throughput terms.
+    """
+
+    rows: dict[int, dict[str, object]]
+    limits: dict[int, list[tuple[LimitName, LimitValue, int]]] = {}
+    models: dict[int, str] = {}
+    owners: dict[int, str] = {}
+    secrets: dict[int, list[tuple[str, bytes, int | None]]] = {}
+    contracts: dict[int, list[Contract]] = {}
+    prices: dict[int, dict[int, Price]] = {}
+    terms: dict[int, list[ThroughputTerm]] = {}
+
+
+async def _read_near(connection: AsyncConnection, kind: str, ids: Sequence[int]) -> _Near:
     table = _TABLES[kind]
-    return str(await connection.scalar(select(table.c.name).where(table.c.id == row_id)))
+    query = select(table).where(table.c.id.in_(ids), table.c.deleted_at.is_(None))
+    rows = (await connection.execute(query)).mappings()
+    near = _Near(rows={row["id"]: dict(row) for row in rows})
+    if not near.rows or kind in ("pool", "model"):
+        return near
+    near.limits = await read_limits_of(connection, kind, ids)
+    if kind == "tenant":
+        near.contracts = await contracts.contracts_of(connection, ids)
+        near.prices = await catalog.prices_of_tenants(connection, ids)
+        near.terms = await contracts.terms_of(connection, ids)
+    if near.terms or any(name.model_id for each in near.limits.values() for name, *_ in each):
+        living = select(models.c.id, models.c.name).where(models.c.deleted_at.is_(None))
+        near.models = {row.id: row.name for row in await connection.execute(living)}
+    match kind:
+        case "project":
+            named = select(tenants.c.id, tenants.c.name.label("path"))
+            near.owners = await _owners(connection, named, tenants, near, "tenant_id")
+        case "key":
+            path = (tenants.c.name + "/" + projects.c.name).label("path")
+            named = select(projects.c.id, path).join(tenants, tenants.c.id == projects.c.tenant_id)
+            near.owners = await _owners(connection, named, projects, near, "project_id")
+            secrets = await connection.execute(
+                select(key_secrets).where(key_secrets.c.key_id.in_(ids)).order_by(key_secrets.c.kid)
+            )
+            for secret in secrets:
+                found = (secret.kid, bytes(secret.digest), secret.expires_s)
+                near.secrets.setdefault(secret.key_id, []).append(found)
+    return near
+
+
+async def _owners(
+    connection: AsyncConnection, named: Select[Any], table: Table, near: _Near, column: str
+) -> dict[int, str]:
+    wanted = sorted({_int(row[column]) for row in near.rows.values()})
+    return {
+        row.id: row.path for row in await connection.execute(named.where(table.c.id.in_(wanted)))
+    }
 
 
 def _earlier(left: object, right: object) -> int | None:

@@ -40,20 +40,25 @@ async def prices_in_force(
     return {where: found[price_id] for where, price_id in newest.items()}
 
 
-async def prices_of_tenant(connection: AsyncConnection, tenant_id: int) -> dict[int, Price]:
-    """Model id -> what one tenant pays for it in place of everybody's price."""
+async def prices_of_tenants(
+    connection: AsyncConnection, tenant_ids: Collection[int]
+) -> dict[int, dict[int, Price]]:
+    """Tenant id -> model id -> what that tenant pays for it in place of everybody's price."""
     rows = await connection.execute(
-        select(price_versions.c.id, price_versions.c.model_id)
+        select(price_versions.c.id, price_versions.c.tenant_id, price_versions.c.model_id)
         .where(
-            price_versions.c.tenant_id == tenant_id,
+            price_versions.c.tenant_id.in_(tenant_ids),
             price_versions.c.tier == DEFAULT_TIER,
             price_versions.c.until_ms == 0,
         )
         .order_by(price_versions.c.version)
     )
-    newest = {row.model_id: row.id for row in rows}
+    newest = {(row.tenant_id, row.model_id): row.id for row in rows}
     found = await prices_of(connection, newest.values())
-    return {model_id: found[price_id] for model_id, price_id in newest.items()}
+    prices: dict[int, dict[int, Price]] = {}
+    for (tenant_id, model_id), price_id in newest.items():
+        prices.setdefault(tenant_id, {})[model_id] = found[price_id]
+    return prices
 
 
 async def prices_of(connection: AsyncConnection, price_ids: Iterable[int]) -> dict[int, Price]:

@@ -5,7 +5,7 @@ dimension and its window; the rest may change without its usage being reset. Not
 does (``quotas.limits``), the declared names (``gateway.declared.limits``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -46,12 +46,23 @@ async def read_limits(
     connection: AsyncConnection, scope_kind: str, scope_id: int
 ) -> list[tuple[LimitName, LimitValue, int]]:
     """Name, value and version of every limit of a scope, oldest first."""
+    return (await read_limits_of(connection, scope_kind, [scope_id])).get(scope_id, [])
+
+
+async def read_limits_of(
+    connection: AsyncConnection, scope_kind: str, scope_ids: Sequence[int]
+) -> dict[int, list[tuple[LimitName, LimitValue, int]]]:
+    """The same of many scopes of a kind, by id; one without limits is missing."""
     rows = await connection.execute(
         select(limits)
-        .where(limits.c.scope_kind == scope_kind, limits.c.scope_id == scope_id)
+        .where(limits.c.scope_kind == scope_kind, limits.c.scope_id.in_(scope_ids))
         .order_by(limits.c.id)
     )
-    return [(_name(dict(row)), _value(dict(row)), row["version"]) for row in rows.mappings()]
+    found: dict[int, list[tuple[LimitName, LimitValue, int]]] = {}
+    for row in map(dict, rows.mappings()):
+        limit = (_name(row), _value(row), row["version"])
+        found.setdefault(row["scope_id"], []).append(limit)
+    return found
 
 
 async def set_limits(

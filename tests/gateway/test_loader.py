@@ -4,6 +4,8 @@ import copy
 import random
 from typing import Any
 
+from sqlalchemy import event
+
 from gateway.loader import Loader
 from gateway.snapshot import Snapshot
 from gateway.store import changes
@@ -99,3 +101,39 @@ async def test_a_log_that_does_not_reach_back_asks_for_a_full_load(
     assert await Loader(db).since(4) is not None
     assert await Loader(db).since(99) is None
     assert await Loader(db).version() == 5
+
+
+def crowded(keys: int) -> dict[str, Any]:
+    """Projects of two tenants with so many keys each, all with limits, one of them by model."""
+    limits = {"requests_per_minute": 60, "models": {"llama": {"tokens_per_minute": 9}}}
+    many = [{"name": f"k{number}", "limits": limits} for number in range(keys)]
+    return FULL | {
+        "tenants": [
+            {"name": tenant, "contract": {"kind": "payg"},
+             "projects": [{"name": project, "keys": many} for project in ("p", "q")]}
+            for tenant in ("acme", "other")
+        ],
+    }  # fmt: skip
+
+
+async def test_a_load_asks_as_much_for_many_keys_as_for_few(db: Database) -> None:
+    asked: list[int] = []
+    for keys in (1, 30):
+        await apply(db, crowded(keys))
+        statements: list[str] = []
+
+        def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            statements.append(statement)  # noqa: B023 -- listened to within this turn alone
+
+        event.listen(db.engine.sync_engine, "before_cursor_execute", note)
+        snapshot = await full(db)
+        event.remove(db.engine.sync_engine, "before_cursor_execute", note)
+        asked.append(len(statements))
+    assert len(snapshot.keys) == 4 * 30
+    for key_id, key in snapshot.keys.items():
+        principal = snapshot.principal(key_id)
+        assert principal is not None
+        assert len(key.secrets) == 1
+        assert {each.scope_name for each in key.limits} == {f"key {key.path}"}
+        assert [len(each) for each in key.model_limits.values()] == [1]
+    assert asked[0] == asked[1]
