@@ -113,7 +113,10 @@ class DataPlane:
         self.snapshot_heard_s = loop.time()
         self.counters = Counters()
         self.incarnation = Incarnation.create(
-            Path(settings.data_dir), launch.slot, board_slots=settings.board_slots
+            Path(settings.data_dir),
+            launch.slot,
+            board_slots=settings.board_slots,
+            segment_bytes=settings.journal_segment_bytes,
         )
         self.store = _store_of(launch, self.incarnation.name)
         self.desk = Desk(self.incarnation.board, self.incarnation.journal, self.store)

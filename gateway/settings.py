@@ -142,6 +142,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     board_slots: Annotated[
         int, Meta(ge=16, le=1_000_000, description="requests in flight at once in one process")
     ] = 4_096
+    journal_segment_bytes: Annotated[
+        int,
+        Meta(
+            ge=65_536,
+            le=1 << 30,
+            description="a file of a data process's journal; two are always allocated",
+        ),
+    ] = 4_194_304
+    reconciliations_kept_days: Annotated[
+        int,
+        Meta(
+            ge=2, le=36_500, description="reports of reconciliations, and probes, are kept so long"
+        ),
+    ] = 90
     tokenizers_dir: Annotated[
         str | None,
         Meta(

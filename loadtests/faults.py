@@ -45,6 +45,8 @@ from loadtests.site import (
 )
 
 DISK_MB = 160
+#: A disk without a byte left refuses when what was allocated ahead is written.
+FULL_WITHIN_S = 60.0
 #: An engine misbehaves this often and this long, whatever else goes on.
 WEATHER_S = (0.5, 0.25)
 #: A request that began this long before a loss of the store may have been settled after it.
@@ -99,6 +101,8 @@ class Report(msgspec.Struct):
     limits_asked: int = 0
     limits_wrong: list[str] = []
     sql_caught_up_s: float = 0.0
+    disk_refused_s: float = 0.0
+    disk_wrong: list[str] = []
     same_after_stop: bool = True
     money_wrong: list[str] = []
     sold: dict[str, int] = {}
@@ -109,7 +113,9 @@ class Report(msgspec.Struct):
 
     @property
     def wrong(self) -> list[str]:
-        found = [*self.verdict.faults, *self.limits_wrong, *self.money_wrong]
+        found = [
+            *self.verdict.faults, *self.limits_wrong, *self.money_wrong, *self.disk_wrong,
+        ]  # fmt: skip
         if self.open_reservations:
             found.append(f"{self.open_reservations} reservations are open and nothing runs")
         if self.quarantined:
@@ -135,7 +141,10 @@ class Report(msgspec.Struct):
             rows.append((name, f"{times}; served again within {longest_s:.1f} s"))
         if plan.sql_outages:
             rows.append(("ledger up to date after the SQL outage", f"{self.sql_caught_up_s:.1f} s"))
-        if not plan.full_disks:
+        if plan.full_disks:
+            said = "no" if self.disk_wrong else f"all, within {self.disk_refused_s:.1f} s"
+            rows.append(("new requests refused with 503 while the disk was full", said))
+        else:
             rows.append(("full disk", "left out of this run"))
         rows += [
             ("limits asked after a loss of the store",
@@ -324,21 +333,45 @@ class Trouble:
         await asyncio.sleep(max(0.0, until_s - time.monotonic()))
 
     async def _full_disk(self) -> None:
-        """Not a byte is left; a data process dies, and nothing can be written for it either."""
+        """Not a byte is left: requests are refused before an engine sees them, when the journals'
+        last segments are written. A data process dies then, and nothing can be written for it.
+        """
         filler = self._site.gateway.data_dir / "filler"
         with filler.open("wb") as file:
             try:
                 while True:
-                    file.write(b"\0" * (1 << 16))
+                    file.write(b"\0" * (1 << 12))
                     file.flush()
             except OSError:
                 pass  # full
-            await asyncio.sleep(2)
+            began_s = time.monotonic()
+            while not await self._refused_for_room():
+                if time.monotonic() - began_s > FULL_WITHIN_S:
+                    self._report.disk_wrong.append("a full disk refused nobody")
+                    break
+                await asyncio.sleep(0.2)
+            self._report.disk_refused_s = time.monotonic() - began_s
             await self._data_kill()
             await asyncio.sleep(6)
             file.truncate(max(0, filler.stat().st_size - (6 << 20)))  # room for half a process
             await asyncio.sleep(6)
         filler.unlink()
+
+    async def _refused_for_room(self) -> bool:
+        """Whether each of many new connections, over all processes, is answered 503 and no engine
+        saw any of them.
+        """
+        secret = self._site.keys["acme"]
+        noted = []
+        for _ in range(4 * self._site.processes):
+            async with httpx.AsyncClient(
+                base_url=self._crowd.base_url, timeout=20, trust_env=False
+            ) as client:
+                noted.append(await self._crowd.one(client, "unary", secret))
+        ids = {note.request_id for note in noted if note is not None}
+        seen = {each.request_id for engine in self._site.engines for each in engine.log}
+        statuses = {note.status for note in noted if note is not None}
+        return statuses == {503} and not ids & seen
 
 
 async def run(plan: Plan, folder: Path) -> Report:

@@ -58,6 +58,8 @@ TENANTS: dict[str, dict] = {
 CREDITS = (("10", "paid"), ("0.0003", "promotional"))
 TOP_UP = "0.01"
 TIGHT_RPM = 20
+#: The smallest: data processes turn to the next one every few seconds.
+SEGMENT_BYTES = 65_536
 WITHIN_S = 40.0
 #: Reservations are packed as the store's scripts pack them.
 STATE_OF = "local v = redis.call('GET', KEYS[1]); return v and (cmsgpack.unpack(v))"
@@ -99,6 +101,7 @@ class Site:
             redis_url=valkey.tcp_url,
             access_log="false",
             log_level="warning",
+            journal_segment_bytes=SEGMENT_BYTES,
         )
 
     # -- the gateway's lives -----------------------------------------------------------------

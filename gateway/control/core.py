@@ -132,6 +132,8 @@ class Core:
             ship=self._ship,
             endpoint_name=context.endpoint_name,
             unix_ms=unix_ms,
+            others=settings.hosts > 1,
+            kept_days=settings.reconciliations_kept_days,
         )
         self.prober = self._new_prober(HEALTH_EVERY_S)
         self.deliveries = Deliveries(

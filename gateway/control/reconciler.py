@@ -45,7 +45,11 @@ QUIET_MS = 500
 PATIENCE_S = 5.0
 #: A moment of rest this young is as good as now.
 FRESH_MS = 3_000
-JUDGED_AGAIN_MS = 86_400_000
+DAY_MS = 86_400_000
+JUDGED_AGAIN_MS = DAY_MS
+KEPT_DAYS = 90
+#: From the end of a request to the ledger, on any host that is well.
+OTHERS_SHIP_S = 2.0
 _log = logging.getLogger("gateway.control.reconciler")
 
 
@@ -78,7 +82,8 @@ class _Watched:
 
 class Reconciler:
     """One per control process. ``ship`` brings what has ended into the ledger; ``endpoint_name``
-    gives an endpoint id's URL; ``unix_ms`` is the clock of records.
+    gives an endpoint id's URL; ``unix_ms`` is the clock of records. ``others``: hosts beside this
+    one ask the same engines. ``kept_days``: for which reports and probes are kept.
     """
 
     def __init__(
@@ -89,12 +94,17 @@ class Reconciler:
         ship: Callable[[], Awaitable[None]],
         endpoint_name: Callable[[int], str],
         unix_ms: Callable[[], int],
+        others: bool = False,
+        kept_days: int = KEPT_DAYS,
     ) -> None:
         self._db = db
         self._data_dir = data_dir
         self._ship = ship
         self._endpoint_name = endpoint_name
         self._unix_ms = unix_ms
+        self._others = others
+        self.others_ship_s = OTHERS_SHIP_S
+        self._kept_ms = kept_days * DAY_MS
         self._watched: dict[str, _Watched] = {}
         self._turn = asyncio.Lock()
         self.newest: dict[str, Report] = {}  # endpoint -> its last report of this process's life
@@ -148,6 +158,7 @@ class Reconciler:
                 if loop.time() >= due_s:
                     due_s = loop.time() + EVERY_S
                     await self.reconcile(patience_s=0)
+                    await kept.prune(self._db, self._unix_ms() - self._kept_ms)
             except Exception as error:  # noqa: BLE001 -- the wall of a task: the database's driver
                 _log.warning("reconciliation waits: %s", type(error).__name__)
 
@@ -159,11 +170,14 @@ class Reconciler:
         async with self._turn:
             await self._rest(patience_s)
             await self._begin()
-            open_claims = await asyncio.to_thread(self._open_claims)
-            await self._ship()
             segments: dict[str, list[tuple[Point, Point]]] = {}
             for endpoint, watched in self._watched.items():
                 segments[endpoint] = await self._segments(endpoint, watched, patience_s)
+            # Only now, when it is known up to when: what ended by then is in a ledger or a journal.
+            if self._others:
+                await asyncio.sleep(self.others_ship_s)
+            open_claims = await asyncio.to_thread(self._open_claims)
+            await self._ship()
             await self._judge_again(open_claims)
             pairs = [pair for each in segments.values() for pair in each]
             reports = await self._judged(pairs, open_claims)

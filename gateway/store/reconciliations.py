@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
-from sqlalchemy import insert, or_, select, update
+from sqlalchemy import delete, insert, or_, select, update
 
 from gateway.store.database import Database
 from gateway.store.schema import engine_points, engine_probes, reconciliations, usage_records
@@ -114,6 +114,20 @@ async def read_reports(db: Database, *, endpoint: str | None = None, limit: int 
         query = query.where(reconciliations.c.endpoint == endpoint)
     async with db.read() as connection:
         return [str(report) for report in (await connection.scalars(query)).all()]
+
+
+async def prune(db: Database, before_ms: int) -> int:
+    """Drop reports that end, and probes that began, before a moment; how many rows."""
+    async with db.begin() as connection:
+        gone = [
+            await connection.execute(
+                delete(reconciliations).where(reconciliations.c.to_ms < before_ms)
+            ),
+            await connection.execute(
+                delete(engine_probes).where(engine_probes.c.started_ms < before_ms)
+            ),
+        ]
+    return sum(each.rowcount for each in gone)
 
 
 async def open_probe(db: Database, endpoint: str, started_ms: int) -> int:

@@ -32,6 +32,10 @@ class EngineThread:
         return engine
 
     def close(self) -> None:
+        """Whoever just connected is let go as well: a gateway that goes on may be probing."""
+        for engine in self._engines:
+            self.run(engine.stop())
+        self.run(asyncio.sleep(0.01))
         for engine in self._engines:
             self.run(engine.stop())
         self.loop.call_soon_threadsafe(self.loop.stop)

@@ -25,13 +25,19 @@ START_MS = 1_000_000
 class Bench:
     """A reconciler whose clock stands where a test puts it."""
 
-    def __init__(self, db: Database, folder: Path) -> None:
+    def __init__(self, db: Database, folder: Path, *, others: bool = False) -> None:
         self.now_ms = START_MS
         self.db = db
         self.shipped = 0
         self.reconciler = Reconciler(
-            db, folder, ship=self.ship, endpoint_name=lambda _: URL, unix_ms=lambda: self.now_ms
+            db,
+            folder,
+            ship=self.ship,
+            endpoint_name=lambda _: URL,
+            unix_ms=lambda: self.now_ms,
+            others=others,
         )
+        self.reconciler.others_ship_s = 0.05
         self._numbers = itertools.count(1)
 
     async def ship(self) -> None:
@@ -93,6 +99,22 @@ async def test_a_counter_that_lies_by_one_is_published(bench: Bench) -> None:
         f"{URL}\x1fprompt": 0,
         f"{URL}\x1fgeneration": 1,
     }
+
+
+async def test_other_hosts_get_the_time_to_ship_what_ended_before_the_engine_rested(
+    bench: Bench, tmp_path: Path
+) -> None:
+    several = Bench(bench.db, tmp_path, others=True)
+    several.rest(0, 0)
+    await differences(several)
+    began_ms = several.now_ms
+    several.now_ms += 200
+    several.rest(10, 3)
+    judging = asyncio.create_task(differences(several))
+    await asyncio.sleep(0.01)
+    several.now_ms = began_ms
+    await several.answered(10, 3)  # by another host, which ships a moment later
+    assert await judging == [(0, 0)]
 
 
 async def test_a_record_that_comes_late_closes_the_difference(bench: Bench) -> None:

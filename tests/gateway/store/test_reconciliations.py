@@ -57,6 +57,19 @@ async def test_a_probe_is_there_before_its_cost_is_known(db: Database) -> None:
     assert (open_one.ended_ms, open_one.prompt_tokens) == (None, None)
 
 
+async def test_what_is_older_than_it_is_kept_is_dropped(db: Database) -> None:
+    await reconciliations.begin(db, URL, 1, "1")
+    await moved(db, 1, 5)
+    await moved(db, 5, 9, difference_tokens=0, report="second", to_ms=9)
+    for started_ms in (5, 9):
+        await reconciliations.open_probe(db, URL, started_ms)
+    assert await reconciliations.prune(db, 9) == 2
+    assert await reconciliations.read_reports(db) == ["second"]
+    assert [each.started_ms for each in await reconciliations.probes_between(db, 0, 20)] == [9]
+    assert await reconciliations.read_point(db, URL) is not None
+    assert await reconciliations.prune(db, 9) == 0
+
+
 async def test_records_open_at_any_time_in_between_are_found_page_by_page(
     db: Database, monkeypatch
 ) -> None:
