@@ -60,6 +60,12 @@ _HEADER = Struct("<8sIII")
 _OUTCOME_CODE = {name: code for code, name in enumerate(OUTCOMES)}
 _SOURCE_CODE = {name: code for code, name in enumerate(SOURCES)}
 _CLEAN = bytes(SLOT_BYTES - EPOCH_AT)
+#: One more in the 24 bits of a tag that are its sequence.
+_TURN = 1 << 8
+#: Found once, not at each step of each request.
+_pack_identity, _pack_crc, _pack_counts = IDENTITY.pack, CRC.pack, COUNTS.pack
+_pack_half, _pack_attempt, _pack_epoch = HALF.pack_into, ATTEMPT.pack_into, EPOCH.pack_into
+_pack_ended = ENDED.pack
 _ATTEMPT_AT = tuple(ATTEMPTS_AT + each * ATTEMPT.size for each in range(ATTEMPTS_MAX))
 
 
@@ -77,8 +83,8 @@ class Slot:
         "_halves",
         "_map",
         "_salt",
-        "_sequence",
         "_started_ms",
+        "_turn",
         "claimed",
         "index",
     )
@@ -92,7 +98,7 @@ class Slot:
         self._halves = (self._base + HALVES_AT, self._base + HALVES_AT + HALF.size)
         self._generation = 0
         self._salt = 0
-        self._sequence = 0
+        self._turn = 0  # the sequence of the last half, where its tag has it
         self._started_ms = 0
 
     def reserving(
@@ -115,12 +121,12 @@ class Slot:
         """
         mapping, base = self._map, self._base
         generation = self._generation = (self._generation + 1) & U32
-        self._salt = crc32(CRC.pack(generation))
-        self._sequence = 0
+        self._salt = crc32(_pack_crc(generation))
+        self._turn = 0
         self._started_ms = started_ms
         fields = (tenant_id, project_id, key_id, model_id, price_id)
         try:
-            identity = IDENTITY.pack(
+            identity = _pack_identity(
                 operation,
                 choices,
                 generation,
@@ -134,11 +140,11 @@ class Slot:
         except struct.error:  # sizes are the caller's words and may be absurd; ids may not
             sizes = (_cut(prompts), _cut(estimate), _cut(cap))
             choices = min(choices, 0xFFFF)
-            identity = IDENTITY.pack(
+            identity = _pack_identity(
                 operation, choices, generation, request_id, *fields, *sizes, started_ms
             )
         mapping[base + IDENTITY_AT : base + SLOT_BYTES] = (
-            identity + CRC.pack(crc32(identity)) + _CLEAN
+            identity + _pack_crc(crc32(identity)) + _CLEAN
         )
         mapping[base] = 1
 
@@ -147,7 +153,7 @@ class Slot:
         name = epoch.encode("ascii")
         if len(name) > EPOCH_BYTES:
             raise ValueError(f"an epoch has at most {EPOCH_BYTES} characters, got {len(epoch)}")
-        EPOCH.pack_into(self._map, self._base + EPOCH_AT, name, crc32(name, self._salt))
+        _pack_epoch(self._map, self._base + EPOCH_AT, name, crc32(name, self._salt))
         self._map[self._base] = 2
 
     def dispatched(self, attempt: int, endpoint_id: int) -> None:
@@ -155,7 +161,7 @@ class Slot:
 
         Attempts past the fourth overwrite the fourth's entry.
         """
-        ATTEMPT.pack_into(
+        _pack_attempt(
             self._map,
             self._attempt_at(attempt),
             endpoint_id,
@@ -181,24 +187,24 @@ class Slot:
         ``delivered``: text goes out with this frame although no count says so (a count > 0 says
         it by itself).
         """
-        sequence = self._sequence = self._sequence + 1
-        tag = (sequence & 0xFFFFFF) << 8 | (attempt & 0x7F) << 1 | (delivered or completion > 0)
+        turn = self._turn + _TURN & U32
+        tag = turn | (attempt & 0x7F) << 1 | (delivered or completion > 0)
         try:
-            check = crc32(COUNTS.pack(prompt, completion, tag), self._salt)
+            check = crc32(_pack_counts(prompt, completion, tag), self._salt)
         except struct.error:  # an engine that counts below zero or past 2^32
-            self._sequence -= 1
             self.progress(attempt, _cut(prompt), _cut(completion), delivered)
             return
-        HALF.pack_into(self._map, self._halves[sequence & 1], prompt, completion, tag, check)
+        self._turn = turn
+        _pack_half(self._map, self._halves[turn >> 8 & 1], prompt, completion, tag, check)
 
     def attempt_failed(self, attempt: int, status: int) -> None:
         """The attempt ended before commit; its counts so far stay with it. 0: no status came."""
         mapping = self._map
         at = self._attempt_at(attempt)
         endpoint, started = ATTEMPT.unpack_from(mapping, at)[:2]
-        half = HALF.unpack_from(mapping, self._halves[self._sequence & 1])
+        half = HALF.unpack_from(mapping, self._halves[self._turn >> 8 & 1])
         prompt, completion = half[:2] if half[2] >> 1 & 0x7F == attempt & 0x7F else (0, 0)
-        ATTEMPT.pack_into(
+        _pack_attempt(
             mapping,
             at,
             endpoint,
@@ -226,12 +232,12 @@ class Slot:
         """The final counts, before the record is written."""
         rest = (status & 0xFFFF, _OUTCOME_CODE[outcome], _SOURCE_CODE[source])
         try:
-            block = ENDED.pack(prompt, cached, completion, reasoning, total_ms, ttft_ms, *rest)
+            block = _pack_ended(prompt, cached, completion, reasoning, total_ms, ttft_ms, *rest)
         except struct.error:  # an engine's counts, or a clock that was set
             counts = (_cut(prompt), _cut(cached), _cut(completion), _cut(reasoning))
-            block = ENDED.pack(*counts, _cut(total_ms), max(-1, min(ttft_ms, 0x7FFFFFFF)), *rest)
+            block = _pack_ended(*counts, _cut(total_ms), max(-1, min(ttft_ms, 0x7FFFFFFF)), *rest)
         at = self._base + ENDED_AT
-        self._map[at : at + 32] = block + CRC.pack(crc32(block, self._salt))
+        self._map[at : at + 32] = block + _pack_crc(crc32(block, self._salt))
         self._map[self._base] = 4
 
     def free(self) -> None:

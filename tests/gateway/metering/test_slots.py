@@ -102,7 +102,7 @@ def test_the_newer_half_wins_when_the_sequence_wraps(board: Board) -> None:
     slot = claimed(board)
     for step in STEPS[:3]:
         step(slot)
-    slot._sequence = 0xFFFFFE
+    slot._turn = (0xFFFFFE) << 8
     for completion in (1, 2, 3):
         slot.progress(0, 12, completion)
         decoded = decode_slot(bytes_of(board, slot))
