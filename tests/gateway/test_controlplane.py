@@ -185,7 +185,7 @@ def test_another_pepper_is_refused_with_a_sentence(tmp_path: Path) -> None:
                 host.wait_ready()
                 assert host.stop() == 0
             else:
-                assert host.process.wait(5) == code
+                assert host.process.wait(30) == code
                 assert "the pepper differs" in host.errors
                 assert "Traceback" not in host.errors
     assert holders(tmp_path / "data") == set()

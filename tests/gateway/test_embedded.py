@@ -99,4 +99,4 @@ def test_valkey_listens_on_its_private_socket_alone(tmp_path: Path) -> None:
             assert b"\r\n0\r\n" in sock.recv(4096)
     finally:
         os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(5) == 0
+        assert process.wait(30) == 0

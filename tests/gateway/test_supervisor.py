@@ -140,21 +140,21 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         for processes in (1, 2):
             with small_host(tmp_path, port=port, processes=processes) as host:
-                assert host.process.wait(5) == 1
+                assert host.process.wait(30) == 1
                 assert f"cannot listen on 127.0.0.1:{port}" in host.errors
                 assert "--port" in host.errors
 
 
 def test_a_child_that_ends_at_start_ends_the_host(tmp_path: Path) -> None:
     with small_host(tmp_path, {"CHILD_FAILS": "control"}) as host:
-        assert host.process.wait(5) == 1
+        assert host.process.wait(30) == 1
         assert "control ended at start (exit status 3)" in host.errors
         assert holders(tmp_path / "data") == set()
 
 
 def test_several_processes_without_a_shared_store_are_refused(tmp_path: Path) -> None:
     with small_host(tmp_path, processes=2, store="memory") as host:
-        assert host.process.wait(5) == 1
+        assert host.process.wait(30) == 1
         assert "TF_REDIS_URL" in host.errors
 
 

@@ -141,7 +141,7 @@ def test_a_killed_host_leaves_nothing_and_commands_go_on(tmp_path: Path) -> None
     with running([MAIN, "serve", "--json"], env, tmp_path / "log") as host:
         host.wait_ready()
         host.process.send_signal(signal.SIGKILL)
-        host.process.wait(5)
+        host.process.wait(30)
         wait_until(lambda: not holders(tmp_path / "data"), timeout_s=2)
     assert cli(env, "usage", "--records", "--json") == ""
     with running([MAIN, "serve", "--json"], env, tmp_path / "log") as again:
@@ -152,5 +152,5 @@ def test_a_killed_host_leaves_nothing_and_commands_go_on(tmp_path: Path) -> None
 def test_serve_without_a_shared_store_is_wrong_use(tmp_path: Path) -> None:
     env = environment(tmp_path / "data", processes=2, store="memory")
     with running([MAIN, "serve"], env, tmp_path / "log") as host:
-        assert host.process.wait(5) == 2
+        assert host.process.wait(30) == 2
         assert "TF_REDIS_URL" in host.errors
