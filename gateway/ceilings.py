@@ -7,41 +7,27 @@ had the request is refused, with the reason: an unbounded cost must not meet a b
 estimate that rates are reserved by (``quotas.estimate``).
 """
 
-from collections.abc import Awaitable, Callable
-
-import msgspec
+import contextlib
 
 from gateway.contract.envelope import Envelope
 from gateway.contract.errors import CostUnbounded, ModelNotPriced
 from gateway.contract.prompts import question_for, text_only
+from gateway.engine_counts import EngineCounts
 from gateway.engines import Engines
 from gateway.snapshot import Snapshot
 from gateway.terms import Terms
-from gateway.wire.dial import parse_endpoint
-from gateway.wire.fetch import Fetched, FetchFailed
+from gateway.wire.fetch import FetchFailed
 from quotas.estimate import TEMPLATE_TOKENS, ceiling
 from routing.topology import Endpoint
 
-TOKENIZE_S = 2.0
-#: A count comes with every token's number: some 7 bytes each.
-ANSWER_BYTES_MAX = 16 << 20
-Fetch = Callable[..., Awaitable[Fetched]]
-
-
-class _Counted(msgspec.Struct):
-    count: int
-
-
-_COUNTED = msgspec.json.Decoder(_Counted)
-
 
 class Ceilings:
-    """One per data process. ``fetch`` is ``gateway.wire.fetch.fetch``."""
+    """One per data process."""
 
-    def __init__(self, snapshot: Snapshot, engines: Engines, fetch: Fetch) -> None:
+    def __init__(self, snapshot: Snapshot, engines: Engines, counts: EngineCounts) -> None:
         self._snapshot = snapshot
         self._engines = engines
-        self._fetch = fetch
+        self._counts = counts
 
     async def of(
         self, terms: Terms, envelope: Envelope, body: bytes, context_tokens: int | None
@@ -79,25 +65,9 @@ class Ceilings:
 
     async def _ask(self, question: bytes, endpoints: tuple[Endpoint, ...]) -> int | None:
         """The first engine's count that is to be had, and something for what it leaves out."""
-        for endpoint in endpoints:
-            if endpoint.dialect == "openai":
-                continue
-            signals = self._engines.signals.get(endpoint.id)
-            if signals is not None and signals.healthy is False:
-                continue
-            try:
-                answer = await self._fetch(
-                    parse_endpoint(endpoint.url),
-                    "POST",
-                    "/tokenize",
-                    headers=self._engines.headers_for(endpoint),
-                    body=question,
-                    timeout_s=TOKENIZE_S,
-                    max_bytes=ANSWER_BYTES_MAX,
-                    ca_file=endpoint.ca_file,
-                )
-                if answer.status == 200:  # noqa: PLR2004 -- OK
-                    return _COUNTED.decode(answer.body).count + TEMPLATE_TOKENS
-            except (FetchFailed, msgspec.DecodeError):
-                continue
+        for endpoint in filter(self._counts.may_ask, endpoints):
+            with contextlib.suppress(FetchFailed):
+                counted = await self._counts.ask(endpoint, question)
+                if counted is not None:
+                    return counted + TEMPLATE_TOKENS
         return None

@@ -32,6 +32,7 @@ from gateway.ceilings import Ceilings
 from gateway.census import Census
 from gateway.contract.envelope import Bounds
 from gateway.contract.errors import Draining, KeyRevoked
+from gateway.engine_counts import ASK_S, EngineCounts
 from gateway.engines import Engines, process_environ
 from gateway.errors import answer
 from gateway.explain import Asked, Explainer
@@ -56,7 +57,7 @@ from gateway.link.snapshot_file import read as read_snapshot_file
 from gateway.metering.desk import Desk
 from gateway.metering.incarnation import Incarnation
 from gateway.reads import ReadLane
-from gateway.recount import ASK_S, Recount
+from gateway.recount import Recount
 from gateway.routes import Routes
 from gateway.settings import Settings
 from gateway.snapshot import Snapshot
@@ -184,20 +185,21 @@ class DataPlane:
             monotonic=self._monotonic,
             unix_ms=unix_ms,
         )
+        counts = EngineCounts(self.engines, fetch, self._monotonic)
         return Inference(
             snapshot=self.snapshot,
             engines=self.engines,
             forwarder=forwarder,
             admission=self.admission,
             desk=self.desk,
-            recount=Recount(self.engines, fetch, self.counters, self._monotonic),
+            recount=Recount(self.engines, counts, self.counters),
             unbilled=UnbilledEndings(self._settings.unbilled_endings_per_minute),
             counters=self.counters,
             pepper=pepper,
             monotonic=self._monotonic,
             unix_ms=unix_ms,
             chance=random.random,
-            ceilings=Ceilings(self.snapshot, self.engines, fetch),
+            ceilings=Ceilings(self.snapshot, self.engines, counts),
             tokenizer=self._tokenizer,
             bounds=msgspec.convert(msgspec.structs.asdict(self._settings.policy), Bounds),
         )

@@ -36,6 +36,7 @@ SHELLS = (
     "gateway.demo",
     "gateway.embedded",
     "gateway.explain",  # asks the store
+    "gateway.engine_counts",  # asks engines
     "gateway.engines",  # reads engines' credentials
     "gateway.forward",
     "gateway.health",

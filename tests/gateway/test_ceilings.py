@@ -7,6 +7,7 @@ import pytest
 from gateway.ceilings import Ceilings
 from gateway.contract.envelope import parse
 from gateway.contract.errors import CostUnbounded, ModelNotPriced
+from gateway.engine_counts import EngineCounts
 from gateway.engines import Engines
 from gateway.snapshot import (
     KeyDoc,
@@ -65,7 +66,7 @@ async def most(
     asked = {"model": "m", "messages": [{"role": "user", "content": "hi"}]} | fields
     body = json.dumps({name: value for name, value in asked.items() if value is not None})
     envelope = parse(body.encode(), operation)
-    ceilings = Ceilings(snapshot, engines, engine.fetch)
+    ceilings = Ceilings(snapshot, engines, EngineCounts(engines, engine.fetch, lambda: 0.0))
     terms = terms_of(who, model, Calendars(), PlatformDoc())
     return len(body), await ceilings.of(terms, envelope, body.encode(), context)
 

@@ -8,6 +8,7 @@ import pytest
 from gateway import recount
 from gateway.contract.envelope import parse
 from gateway.contract.transcript import Transcript
+from gateway.engine_counts import EngineCounts
 from gateway.recount import ASKS_MAX, Counted, Recount
 from gateway.telemetry.counters import Counters
 from gateway.wire.fetch import Fetched, FetchFailed
@@ -26,9 +27,13 @@ class FakeEngine:
 class Engines:
     def __init__(self, engine):
         self.engine = engine
+        self.signals = {}
 
     def find(self, endpoint_id):
         return self.engine if endpoint_id == 7 else None
+
+    def headers_for(self, _endpoint):
+        return [(b"authorization", b"Bearer secret")]
 
 
 class Exchange:
@@ -55,7 +60,12 @@ class Site:
         self.now_s = 100.0
         self.counters = Counters()
         self.engine = FakeEngine(dialect)
-        self.recount = Recount(Engines(self.engine), self.fetch, self.counters, lambda: self.now_s)
+        engines = Engines(self.engine)
+        self.counts = EngineCounts(engines, self.fetch, self.now)
+        self.recount = Recount(engines, self.counts, self.counters)
+
+    def now(self):
+        return self.now_s
 
     async def fetch(self, address, method, path, *, headers, body, **_):
         self.asked.append((method, path, dict(headers), json.loads(body)))
@@ -132,7 +142,7 @@ async def test_few_are_asked_at_once_and_nobody_for_ever(monkeypatch):
     async def never(*_, **__):
         await asyncio.Event().wait()
 
-    site.recount._fetch = never
+    site.counts._fetch = never
     asks = [asyncio.ensure_future(site.ask(Exchange())) for _ in range(ASKS_MAX)]
     await asyncio.sleep(0)
     assert site.recount.may_ask(Call(Exchange())) is None
