@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
+from gateway.controlplane import settle_memory
 from gateway.store.credit import Credit, add_credit
 from gateway.store.database import Database, open_database
 from gateway.store.entries import drifts
@@ -24,7 +25,7 @@ from tests.support.postgres import serving
 from tests.support.records import record
 
 RECORDS = 50_000
-BATCH = 1_000
+BATCH = 2_000
 WANTED_S = 5_000
 TENANTS = 16
 KINDS: list[dict[str, Any]] = [
@@ -86,6 +87,7 @@ async def run(url: str, records: int) -> tuple[float, list[str]]:
             )
             await add_credit(connection, paid, NOW_MS)
     took_s = 0.0
+    settle_memory()
     for start in range(0, records, BATCH):
         made = batch(start)
         began_s = time.perf_counter()

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.control.core import LANES
+from gateway.controlplane import settle_memory
 from gateway.metering.incarnation import Incarnation
 from gateway.metering.journal import Journal
 from gateway.metering.shipper import Shipper
@@ -131,6 +132,7 @@ async def run(url: str, data_dir: Path, asked: argparse.Namespace) -> int:
     await db.migrate()
     await apply(db, PAYING)
     site = Site(data_dir, db)
+    settle_memory()
     speed = await throughput(site, asked.records)
     print(f"throughput: {speed:,.0f} records/s (promised {RECORDS_A_SECOND:,})")
     late_s = await latency(site, asked.rate)

@@ -155,7 +155,9 @@ def test_what_was_applied_is_kept_as_a_file(controlled: Controlled) -> None:
     assert kept is not None
     version, moves = kept
     assert version == applied["version"]
-    assert sorted(move.kind for move in moves) == ["key", "model", "pool", "project", "tenant"]
+    assert sorted(move.kind for move in moves) == [
+        "key", "model", "platform", "pool", "project", "tenant",
+    ]  # fmt: skip
     assert "Traceback" not in controlled.host.errors
 
 
