@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ from sqlalchemy import Connection, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.store import schema
-from gateway.store.database import MIGRATIONS, Database, PepperMismatch, open_database
+from gateway.store.database import (
+    MIGRATIONS,
+    Database,
+    PepperMismatch,
+    open_database,
+    upgrade,
+)
 from gateway.store.migrations import HEAD
 from tests.support.databases import database_url, db
 from tests.support.postgres import postgres
@@ -41,6 +48,8 @@ def shape(connection: Connection) -> dict[str, Any]:
                 for each in inspector.get_foreign_keys(table)
             ),
             "indexes": indexes(connection, table),
+            "without rowid": connection.dialect.name == "sqlite"
+            and "WITHOUT ROWID" in (connection.scalar(_TABLE_SQL, {"name": table}) or ""),
             "ids are never reused": connection.dialect.name != "sqlite"
             or "AUTOINCREMENT" in (connection.scalar(_TABLE_SQL, {"name": table}) or ""),
         }
@@ -63,27 +72,46 @@ def indexes(connection: Connection, table: str) -> list[str]:
 
 
 @pytest.fixture
-async def created(
+async def made(
     request: pytest.FixtureRequest, database_url: str | None, tmp_path: Path
-) -> AsyncIterator[Database]:
-    """A database of the same kind, made from the metadata as it is today."""
-    folder = tmp_path / "created"
-    folder.mkdir()
+) -> AsyncIterator[tuple[Database, Database]]:
+    """Two new databases of a kind: one made at once, one by every revision since the first."""
+    found = []
+    for name in ("at once", "by revisions"):
+        (tmp_path / name).mkdir()
+        url = database_url and request.getfixturevalue("postgres").new_url()
+        found.append(open_database(url, tmp_path / name))
+    at_once, by_revisions = found
+    await at_once.migrate()
+    async with by_revisions.begin() as connection:
+        await connection.run_sync(upgrade)
+    yield at_once, by_revisions
+    await at_once.close()
+    await by_revisions.close()
+
+
+async def test_revisions_make_what_is_made_at_once(made: tuple[Database, Database]) -> None:
+    shapes = []
+    for database in made:
+        async with database.read() as connection:
+            shapes.append(await connection.run_sync(shape))
+            assert await connection.scalar(text("SELECT version_num FROM alembic_version")) == HEAD
+    assert shapes[0] == shapes[1]
+    assert "usage_records" in shapes[0]
+
+
+async def test_a_database_that_is_behind_gets_the_revisions_it_lacks(
+    made: tuple[Database, Database], database_url: str | None, tmp_path: Path, request: Any
+) -> None:
     url = database_url and request.getfixturevalue("postgres").new_url()
-    database = open_database(url, folder)
-    async with database.begin() as connection:
-        await connection.run_sync(schema.metadata.create_all)
-    yield database
-    await database.close()
-
-
-async def test_migrations_make_what_the_schema_says(db: Database, created: Database) -> None:
-    async with db.read() as connection:
-        migrated = await connection.run_sync(shape)
-        assert await connection.scalar(text("SELECT version_num FROM alembic_version")) == HEAD
-    async with created.read() as connection:
-        meant = await connection.run_sync(shape)
-    assert migrated == meant
+    behind = open_database(url, tmp_path)
+    async with behind.begin() as connection:
+        await connection.run_sync(partial(upgrade, to="0003"))
+        assert await connection.run_sync(shape) != {}
+    await behind.migrate()
+    async with behind.read() as connection, made[0].read() as wanted:
+        assert await connection.run_sync(shape) == await wanted.run_sync(shape)
+    await behind.close()
 
 
 def test_revisions_form_one_line_that_ends_in_head() -> None:
