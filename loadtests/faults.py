@@ -345,9 +345,9 @@ class Trouble:
             except OSError:
                 pass  # full
             began_s = time.monotonic()
-            while not await self._refused_for_room():
+            while (answers := await self._answers_without_room()) != {503}:
                 if time.monotonic() - began_s > FULL_WITHIN_S:
-                    self._report.disk_wrong.append("a full disk refused nobody")
+                    self._report.disk_wrong.append(f"a full disk answered {sorted(answers)}")
                     break
                 await asyncio.sleep(0.2)
             self._report.disk_refused_s = time.monotonic() - began_s
@@ -357,21 +357,25 @@ class Trouble:
             await asyncio.sleep(6)
         filler.unlink()
 
-    async def _refused_for_room(self) -> bool:
-        """Whether each of many new connections, over all processes, is answered 503 and no engine
-        saw any of them.
+    async def _answers_without_room(self) -> set[int]:
+        """Statuses of many new connections, over all processes; 0: an engine saw a request all the
+        same, or its answer did not come.
         """
         secret = self._site.keys["acme"]
-        noted = []
+        statuses = set()
         for _ in range(4 * self._site.processes):
             async with httpx.AsyncClient(
                 base_url=self._crowd.base_url, timeout=20, trust_env=False
             ) as client:
-                noted.append(await self._crowd.one(client, "unary", secret))
-        ids = {note.request_id for note in noted if note is not None}
-        seen = {each.request_id for engine in self._site.engines for each in engine.log}
-        statuses = {note.status for note in noted if note is not None}
-        return statuses == {503} and not ids & seen
+                note = await self._crowd.one(client, "unary", secret)
+            if note is not None:
+                seen = any(
+                    each.request_id == note.request_id
+                    for engine in self._site.engines
+                    for each in engine.log[-1000:]
+                )
+                statuses.add(0 if seen and note.status != 200 else note.status)
+        return statuses
 
 
 async def run(plan: Plan, folder: Path) -> Report:

@@ -195,7 +195,7 @@ class Core:
         if self.announcements is not None:
             await self.announcements.close()
         await self.shipper.close()
-        await self.feed.keep_file()
+        await self.feed.try_to_keep_file()
         if self.store is not None:
             await self.store.close()
         await self.db.close()

@@ -63,9 +63,9 @@ class Feed:
         self._file_version = -1
 
     async def start(self) -> None:
-        """The first full load; raises what the database raises."""
+        """The first full load; raises what the database raises. The file is kept when it can be."""
         await self._load()
-        await self.keep_file()
+        await self.try_to_keep_file()
 
     async def poll(self) -> None:
         """Read the change log and push what is new."""
@@ -109,8 +109,15 @@ class Feed:
                     _log.error("the change log cannot be read: %s", error)
                 failing = True
 
+    async def try_to_keep_file(self) -> None:
+        """A full disk stops nothing here: the file is for starts without a control process."""
+        try:
+            await self.keep_file()
+        except OSError as error:
+            _log.error("the snapshot file cannot be written: %s", error.strerror)
+
     async def keep_file(self) -> None:
-        """Write the snapshot file if it is behind."""
+        """Write the snapshot file if it is behind. Raises ``OSError``."""
         if self._file_version == self.version:
             return
         version, moves = self.version, list(self._documents.values())

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from gateway.control.feed import Feed
 from gateway.link import snapshot_file
@@ -129,6 +130,16 @@ async def test_a_process_that_does_not_answer_holds_up_a_change_for_a_moment_onl
         waiting = asyncio.create_task(feed.held(5.0))
         mute.poll()
         assert await waiting
+
+
+async def test_a_disk_without_room_for_the_file_stops_no_start(tmp_path: Path) -> None:
+    log = Log()
+    log.moves.append(tenant(1, "a"))
+    feed = Feed(log, LinkServer({}), tmp_path / "not there" / "snapshot")
+    await feed.start()
+    assert feed.version == 1
+    with pytest.raises(OSError, match="No such file"):
+        await feed.keep_file()
 
 
 async def test_an_empty_database_is_a_snapshot_too(tmp_path: Path) -> None:
