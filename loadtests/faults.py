@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from io import RawIOBase
 from pathlib import Path
 
 import httpx
@@ -337,18 +338,14 @@ class Trouble:
         last segments are written. A data process dies then, and nothing can be written for it.
         """
         filler = self._site.gateway.data_dir / "filler"
-        with filler.open("wb") as file:
-            try:
-                while True:
-                    file.write(b"\0" * (1 << 12))
-                    file.flush()
-            except OSError:
-                pass  # full
+        with filler.open("wb", buffering=0) as file:
+            _fill(file)
             began_s = time.monotonic()
             while (answers := await self._answers_without_room()) != {503}:
                 if time.monotonic() - began_s > FULL_WITHIN_S:
                     self._report.disk_wrong.append(f"a full disk answered {sorted(answers)}")
                     break
+                _fill(file)  # what the shipper has freed meanwhile
                 await asyncio.sleep(0.2)
             self._report.disk_refused_s = time.monotonic() - began_s
             await self._data_kill()
@@ -376,6 +373,12 @@ class Trouble:
                 )
                 statuses.add(0 if seen and note.status != 200 else note.status)
         return statuses
+
+
+def _fill(file: RawIOBase) -> None:
+    with contextlib.suppress(OSError):  # full
+        while True:
+            file.write(b"\0" * (1 << 12))
 
 
 async def run(plan: Plan, folder: Path) -> Report:
