@@ -339,17 +339,17 @@ class Trouble:
         """
         filler = self._site.gateway.data_dir / "filler"
         with filler.open("wb", buffering=0) as file:
-            _fill(file)
+            filling = asyncio.ensure_future(_keep_full(file))
             began_s = time.monotonic()
             while (answers := await self._answers_without_room()) != {503}:
                 if time.monotonic() - began_s > FULL_WITHIN_S:
                     self._report.disk_wrong.append(f"a full disk answered {sorted(answers)}")
                     break
-                _fill(file)  # what the shipper has freed meanwhile
                 await asyncio.sleep(0.2)
             self._report.disk_refused_s = time.monotonic() - began_s
             await self._data_kill()
             await asyncio.sleep(6)
+            filling.cancel()
             file.truncate(max(0, filler.stat().st_size - (6 << 20)))  # room for half a process
             await asyncio.sleep(6)
         filler.unlink()
@@ -375,10 +375,13 @@ class Trouble:
         return statuses
 
 
-def _fill(file: RawIOBase) -> None:
-    with contextlib.suppress(OSError):  # full
-        while True:
-            file.write(b"\0" * (1 << 12))
+async def _keep_full(file: RawIOBase) -> None:
+    """What the shipper frees is taken at once."""
+    while True:
+        with contextlib.suppress(OSError):  # full
+            while True:
+                file.write(b"\0" * (1 << 12))
+        await asyncio.sleep(0.01)
 
 
 async def run(plan: Plan, folder: Path) -> Report:
