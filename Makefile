@@ -35,10 +35,9 @@ types: install   ## mypy --strict
 imports: install ## the floors of the house
 	@$(BIN)/lint-imports
 
-# Three workers on two cores: flows mostly wait. In the order of folders, so that those begin first
-# and no long file is left for the end.
-tests: install   ## all tests
-	@$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+# In the order of folders: the flows, which wait most, begin first, and no long file is left for the end.
+tests: install   ## all tests, on both cores
+	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lock:            ## renew requirements.lock from pyproject.toml
 	@$(BIN)/uv pip compile --quiet pyproject.toml --extra embedded --extra otel --extra tokenizers --group test --universal --generate-hashes --no-emit-index-url --no-annotate --no-header -o requirements.lock
