@@ -334,25 +334,36 @@ class Trouble:
         await asyncio.sleep(max(0.0, until_s - time.monotonic()))
 
     async def _full_disk(self) -> None:
-        """Not a byte is left: requests are refused before an engine sees them, when the journals'
-        last segments are written. A data process dies then, and nothing can be written for it.
+        """Not a byte is left, and the database hangs, so that nothing is freed: requests are refused
+        before an engine sees them, when the journals' last segments are written. A data process dies
+        then, and nothing can be written for it.
         """
         filler = self._site.gateway.data_dir / "filler"
-        with filler.open("wb", buffering=0) as file:
-            filling = asyncio.ensure_future(_keep_full(file))
-            began_s = time.monotonic()
-            while (answers := await self._answers_without_room()) != {503}:
-                if time.monotonic() - began_s > FULL_WITHIN_S:
-                    self._report.disk_wrong.append(f"a full disk answered {sorted(answers)}")
-                    break
-                await asyncio.sleep(0.2)
-            self._report.disk_refused_s = time.monotonic() - began_s
-            await self._data_kill()
-            await asyncio.sleep(6)
-            filling.cancel()
-            file.truncate(max(0, filler.stat().st_size - (6 << 20)))  # room for half a process
-            await asyncio.sleep(6)
-        filler.unlink()
+        postgres = self._site.postgres
+        await asyncio.to_thread(postgres.pause)
+        try:
+            with filler.open("wb", buffering=0) as file:
+                _fill(file)
+                await self._refused(file)
+                await self._data_kill()
+                await asyncio.sleep(6)
+                await asyncio.to_thread(postgres.resume)
+                file.truncate(max(0, filler.stat().st_size - (6 << 20)))  # room for half a process
+                await asyncio.sleep(6)
+        finally:
+            await asyncio.to_thread(postgres.resume)
+            filler.unlink()
+
+    async def _refused(self, file: RawIOBase) -> None:
+        """Wait until new requests are answered 503, all of them."""
+        began_s = time.monotonic()
+        while (answers := await self._answers_without_room()) != {503}:
+            if time.monotonic() - began_s > FULL_WITHIN_S:
+                self._report.disk_wrong.append(f"a full disk answered {sorted(answers)}")
+                return
+            _fill(file)  # what logs and snapshots have freed meanwhile
+            await asyncio.sleep(0.2)
+        self._report.disk_refused_s = time.monotonic() - began_s
 
     async def _answers_without_room(self) -> set[int]:
         """Statuses of many new connections, over all processes; 0: an engine saw a request all the
@@ -375,13 +386,10 @@ class Trouble:
         return statuses
 
 
-async def _keep_full(file: RawIOBase) -> None:
-    """What the shipper frees is taken at once."""
-    while True:
-        with contextlib.suppress(OSError):  # full
-            while True:
-                file.write(b"\0" * (1 << 12))
-        await asyncio.sleep(0.01)
+def _fill(file: RawIOBase) -> None:
+    with contextlib.suppress(OSError):  # full
+        while True:
+            file.write(b"\0" * (1 << 12))
 
 
 async def run(plan: Plan, folder: Path) -> Report:
