@@ -21,7 +21,7 @@ from quotas.charges import settled_as, true_charges
 from quotas.limits import Charge
 from quotas.money import decimal, micro
 from quotas.ports import Settlement
-from quotas.pricing import billed_meters, rate, total
+from quotas.pricing import DEFAULT_TIER, billed_meters, rate, total
 from quotas.record import AttemptEntry, Outcome, UsageRecord
 from quotas.settlement import Ending, Settled, settle
 from quotas.usage import TokenUsage
@@ -100,6 +100,7 @@ class Exchange:
         "started_ms",
         "state",
         "status",
+        "tier",
     )
 
     def __init__(
@@ -119,11 +120,13 @@ class Exchange:
         started_ms: int,
         shared: tuple[Charge, ...] = (),
         reserved: bool = False,
+        tier: str = DEFAULT_TIER,
     ) -> None:
         self.request_id = request_id
         self.principal = principal
         self.model = model
-        self.price = principal.price_of(model)  # frozen at admission
+        self.tier = tier
+        self.price = principal.price_of(model, tier)  # frozen at admission
         self.reserved = reserved  # on reserved throughput, which is paid by the hour
         self.operation = operation
         self.prompts = prompts

@@ -178,6 +178,8 @@ class Forwarder:
         relay.on_chunk = progress.on_chunk
         if exchange.principal.project.usage_cost or call.request.header(USAGE_COST) in ASKED:
             relay.cost_of = exchange.cost_told
+        if envelope.tier is not None:
+            relay.tier = exchange.tier.encode()
         return relay
 
     def _watch(self, call: Call, relay: Relay) -> Watch:

@@ -39,6 +39,7 @@ from gateway.contract.errors import (
     UpstreamError,
 )
 from gateway.contract.ratelimits import Headers, families_of, rate_headers
+from gateway.contract.tiers import DEFAULT, FIELD, tier_of
 from gateway.engines import Engine, Engines
 from gateway.errors import normalise_engine_error, refusal_of
 from gateway.exchange import Closing, Exchange
@@ -141,7 +142,8 @@ class Inference:
         envelope = call.envelope = await _read(call.request.body, operation, self._bounds)
         model = self._resolve(principal, envelope.model)
         self._refuse_unbilled(principal)
-        terms = self._terms(principal, model, envelope.user)
+        tier = self._tier(principal, model, envelope.tier)
+        terms = self._terms(principal, model, envelope.user, tier)
         if self._tokenizer is not None:
             envelope.text_bytes = await self._tokenizer.measure(
                 call.request.body, envelope.text_bytes
@@ -178,6 +180,7 @@ class Inference:
             started_ms=started_ms,
             shared=call.draw.charges if call.draw is not None else (),
             reserved=terms.reserved,
+            tier=tier,
         )
         call.reply.on_gone = lambda: call.stop("client_abort")
         self.running[call.request_id] = call
@@ -227,6 +230,17 @@ class Inference:
         if principal.tenant.pays and principal.price_of(model) is None:
             raise ModelNotPriced(name)  # free work for who pays would be nobody's
         return model
+
+    def _tier(self, principal: Principal, model: ModelDoc, asked: str | None) -> str:
+        """The service tier; refused where this tenant has no price for it."""
+        tier = tier_of(asked)
+        if tier != DEFAULT and principal.price_of(model, tier) is None:
+            raise InvalidBody(
+                f"'{FIELD}' {tier} is not offered for the model {model.name}; leave it out, or use"
+                " auto or default.",
+                FIELD,
+            )
+        return tier
 
     def _put_back(self, call: Call, principal: Principal) -> None:
         """It was not admitted: what it drew goes back, and its key may come again."""
@@ -279,7 +293,7 @@ class Inference:
         envelope = call.envelope
         assert envelope is not None
         principal, model = terms.principal, terms.model
-        price = principal.price_of(model)
+        price = terms.version
         amounts = (
             1,
             intent.prompt_estimate,
@@ -556,9 +570,9 @@ class Inference:
 
     # -- what is learned and counted -----------------------------------------------------------
 
-    def _terms(self, principal: Principal, model: ModelDoc, user: str | None) -> Terms:
+    def _terms(self, principal: Principal, model: ModelDoc, user: str | None, tier: str) -> Terms:
         """What limits this request; those of its end user where it names one."""
-        terms = terms_of(principal, model, self._calendars, self._snapshot.platform)
+        terms = terms_of(principal, model, self._calendars, self._snapshot.platform, tier)
         if user and terms.has_users:
             return terms.for_user(identity.user_digest(self._pepper, user))
         return terms

@@ -44,7 +44,7 @@ from gateway.store.schema import (
 from quotas.buckets import MAX_UNITS
 from quotas.contracts import Contract, ThroughputTerm
 from quotas.limits import Algorithm, Dimension, Limit, Outage, Window
-from quotas.pricing import Price
+from quotas.pricing import DEFAULT_TIER, Price
 from routing.topology import Endpoint, Pool
 
 _TABLES = {"tenant": tenants, "project": projects, "key": keys, "model": models, "pool": pools}
@@ -132,7 +132,7 @@ class Loader:
                     time_zone=str(row["time_zone"]),
                     currency=contract.currency if contract else DEFAULT_CURRENCY,
                     pays=contract is not None and contract.pays,
-                    prices=near.prices.get(tenant_id, {}),
+                    **_own_prices(near, tenant_id),
                     throughput=_throughput(near, tenant_id, name),
                     **found,
                 )
@@ -206,7 +206,7 @@ async def _model(connection: AsyncConnection, row: dict[str, object]) -> ModelDo
         context_tokens=_maybe(row["context_tokens"]),
         max_output_tokens=_maybe(row["max_output_tokens"]),
         timeouts=timeouts,
-        price=await catalog.price_in_force(connection, _int(row["id"])),
+        **await _prices(connection, _int(row["id"])),
         created_s=_int(row["created_ms"]) // 1000,
     )
 
@@ -294,6 +294,34 @@ def _balance(contract: Contract | None, shown: str) -> tuple[Limit, ...]:
     )
 
 
+class _Prices(TypedDict):
+    price: Price | None
+    tiers: dict[str, Price]
+
+
+class _OwnPrices(TypedDict):
+    prices: dict[int, Price]
+    tiers: dict[int, dict[str, Price]]
+
+
+async def _prices(connection: AsyncConnection, model_id: int) -> _Prices:
+    """What a model costs everybody, tier by tier."""
+    found = await catalog.prices_in_force(connection, model_id)
+    tiers = {tier: price for (tenant_id, tier), price in found.items() if not tenant_id}
+    return {"price": tiers.pop(DEFAULT_TIER, None), "tiers": tiers}
+
+
+def _own_prices(near: "_Near", tenant_id: int) -> _OwnPrices:
+    """What a tenant pays in place of it, by model."""
+    made: _OwnPrices = {"prices": {}, "tiers": {}}
+    for (model_id, tier), price in near.prices.get(tenant_id, {}).items():
+        if tier == DEFAULT_TIER:
+            made["prices"][model_id] = price
+        else:
+            made["tiers"].setdefault(model_id, {})[tier] = price
+    return made
+
+
 def _throughput(near: "_Near", tenant_id: int, name: str) -> dict[int, Throughput]:
     """What a tenant has reserved and was sold, by model: the newest of each."""
     found = {}
@@ -350,7 +378,7 @@ class _Near(msgspec.Struct, kw_only=True):
     owners: dict[int, str] = {}
     secrets: dict[int, list[tuple[str, bytes, int | None]]] = {}
     contracts: dict[int, list[Contract]] = {}
-    prices: dict[int, dict[int, Price]] = {}
+    prices: dict[int, dict[tuple[int, str], Price]] = {}
     terms: dict[int, list[ThroughputTerm]] = {}
 
 

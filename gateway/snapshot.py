@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from quotas.limits import Limit
-from quotas.pricing import Price
+from quotas.pricing import DEFAULT_TIER, Price
 from routing.topology import Pool
 
 Kind = Literal["tenant", "project", "key", "model", "pool", "platform"]
@@ -46,7 +46,8 @@ class Throughput(msgspec.Struct, frozen=True, kw_only=True):
 class TenantDoc(_Scope, frozen=True, kw_only=True):
     """``time_zone``: in which its days, weeks and months begin; ``currency``: of its contract and
     budgets. ``pays``: it has a contract under which something is owed. ``prices``: what it pays for a
-    model, by the model's id, in place of everybody's price. ``throughput``: what it has reserved, by
+    model, by the model's id, in place of everybody's price; ``tiers``: the same by tier, of the others
+    than the default. ``throughput``: what it has reserved, by
     the model's id.
     """
 
@@ -56,6 +57,7 @@ class TenantDoc(_Scope, frozen=True, kw_only=True):
     currency: str = "USD"
     pays: bool = False
     prices: dict[int, Price] = {}
+    tiers: dict[int, dict[str, Price]] = {}
     throughput: dict[int, Throughput] = {}
 
 
@@ -104,6 +106,7 @@ class ModelDoc(msgspec.Struct, frozen=True, kw_only=True):
     max_output_tokens: int | None = None
     timeouts: Timeouts = Timeouts()
     price: Price | None = None
+    tiers: dict[str, Price] = {}  # what it costs in tiers other than the default
     created_s: int = 0
 
 
@@ -154,11 +157,14 @@ class Principal:
         self.tenant = tenant
         self.limits = tenant.limits + project.limits + key.limits
         self.tag = f"t{tenant.id}"
-        self.terms: dict[int, Any] = {}
+        self.terms: dict[object, Any] = {}  # by model id, or model id and tier
 
-    def price_of(self, model: ModelDoc) -> Price | None:
-        """What the tenant pays for a model: its own price, else everybody's."""
-        return self.tenant.prices.get(model.id, model.price)
+    def price_of(self, model: ModelDoc, tier: str = DEFAULT_TIER) -> Price | None:
+        """What the tenant pays for a model in a tier: its own price, else everybody's."""
+        if tier == DEFAULT_TIER:
+            return self.tenant.prices.get(model.id, model.price)
+        own = self.tenant.tiers.get(model.id, {}) if model.id in self.tenant.prices else model.tiers
+        return own.get(tier)
 
     def limits_for(self, model_id: int) -> tuple[Limit, ...]:
         """Every limit of a request for one model, but those of an end user."""

@@ -19,6 +19,7 @@ from quotas.calendar import Periods, periods_at, stale_ms
 from quotas.estimate import Plan
 from quotas.limits import Charge, Dimension, Limit
 from quotas.money import MILLION, micro
+from quotas.pricing import DEFAULT_TIER
 from quotas.pricing import ceiling as price_ceiling
 
 #: The order of a request's amounts.
@@ -89,7 +90,7 @@ class Terms:
     ``tightest_*``: the least that an enforced limit of tokens, of output and of money can ever grant
     at once, None where there is none. ``spends``: money is limited here and enforced; ``price`` is the
     model's where it is in the currency that is limited. ``labels``: of each limit, for counting.
-    ``reserved``: these are of throughput that the tenant has reserved; ``spills``: a request that they
+    ``version``: the price of its ``tier``, in whatever currency. ``reserved``: these are of throughput that the tenant has reserved; ``spills``: a request that they
     refuse is admitted as everybody's is.
     """
 
@@ -114,9 +115,11 @@ class Terms:
         "shared",
         "spends",
         "spills",
+        "tier",
         "tightest_money",
         "tightest_output",
         "tightest_tokens",
+        "version",
     )
 
     def __init__(
@@ -127,6 +130,7 @@ class Terms:
         limits: tuple[Limit, ...],
         shared: tuple[Limit, ...] = (),
         utc: Calendar | None = None,
+        tier: str = DEFAULT_TIER,
     ) -> None:
         self.principal = principal
         self.model = model
@@ -134,7 +138,8 @@ class Terms:
         self.families: tuple[Family, ...] = families_of(limits)
         self.spends = any(limit.dimension == "money" and not limit.shadow for limit in limits)
         self.currency = principal.tenant.currency
-        price = principal.price_of(model)
+        self.tier = tier
+        self.version = price = principal.price_of(model, tier)
         priced = price is not None and price.currency == self.currency
         self.price = price if priced else None
         self.labels = tuple([labels_of(scope_of(limit), limit.dimension) for limit in limits])
@@ -213,15 +218,16 @@ class Terms:
     def on_throughput(self, unix_ms: int) -> "Terms | None":
         """The terms of what the tenant has reserved of the model; None where it has nothing then.
 
-        It was paid for: nothing of the tenant's that counts tokens or money holds it back, only its
+        It is of the default tier alone. It was paid for: nothing of the tenant's that counts tokens or money holds it back, only its
         own bucket, limits of requests, and what its projects and keys were given.
         """
         held = self.principal.tenant.throughput.get(self.model.id)
-        if held is None or not held.holds(unix_ms):
+        if held is None or not held.holds(unix_ms) or self.tier != DEFAULT_TIER:
             return None
         if self._on_throughput is None:
             kept = tuple(limit for limit in self.limits if _binds_reserved(limit))
-            made = Terms(self.principal, self.model, self._calendar, (*kept, held.limit))
+            limits = (*kept, held.limit)
+            made = Terms(self.principal, self.model, self._calendar, limits, tier=self.tier)
             made.reserved, made.spills = True, held.spills
             if held.spills:  # what never fits there may fit elsewhere
                 made.tightest_tokens = _tightest(kept, ("tokens",))
@@ -240,7 +246,13 @@ class Terms:
             own = [msgspec.structs.replace(each, scope=each.scope + user) for each in templates]
             limits = (*self.limits, *own)
             known = self._users[user] = Terms(
-                self.principal, self.model, self._calendar, limits, self.shared, self._utc
+                self.principal,
+                self.model,
+                self._calendar,
+                limits,
+                self.shared,
+                self._utc,
+                self.tier,
             )
         return known
 
@@ -250,16 +262,18 @@ def terms_of(
     model: ModelDoc,
     calendars: Calendars,
     platform: PlatformDoc,
+    tier: str = DEFAULT_TIER,
 ) -> Terms:
-    """Made anew when the model's document is another one; a changed principal is another one too, and
+    """Those of one tier. Made anew when the model's document is another one; a changed principal is another one too, and
     all are when the platform's document changes.
     """
-    known: Terms | None = principal.terms.get(model.id)
+    name = model.id if tier == DEFAULT_TIER else (model.id, tier)
+    known: Terms | None = principal.terms.get(name)
     if known is None or known.model is not model:
         calendar = calendars.of(principal.tenant.time_zone)
         limits, shared = principal.limits_for(model.id), platform.limits_for(model)
-        known = principal.terms[model.id] = Terms(
-            principal, model, calendar, limits, shared, calendars.of("UTC")
+        known = principal.terms[name] = Terms(
+            principal, model, calendar, limits, shared, calendars.of("UTC"), tier
         )
     return known
 

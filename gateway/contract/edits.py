@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from gateway.contract.envelope import Envelope
+from gateway.contract.tiers import FIELD
 
 #: (start, end, replacement); spans in order, not overlapping.
 Edit = tuple[int, int, bytes]
@@ -35,8 +36,11 @@ def edit(
     """
     edits: list[Edit] = []
     added: list[bytes] = []
-    if envelope.dropped:
-        _remove(envelope, edits)
+    cut = envelope.dropped
+    if FIELD in envelope.index:
+        cut = (*cut, FIELD)
+    if cut:
+        _remove(envelope, cut, edits)
     if envelope.model != upstream_model:
         _put(envelope, "model", _quoted(upstream_model), edits, added)
     if ask_usage is not None and envelope.stream:
@@ -47,8 +51,8 @@ def edit(
         added.append(b'"cache_salt":' + _quoted(cache_salt))
     if added:
         first = envelope.members[0]
-        if envelope.dropped:
-            first = next(each for each in envelope.members if each.key not in envelope.dropped)
+        if cut:
+            first = next(each for each in envelope.members if each.key not in cut)
         edits.append((first.start, first.start, b",".join(added) + b","))
     return _apply(body, edits) if edits else body
 
@@ -59,12 +63,12 @@ def _quoted(name: str) -> bytes:
     return msgspec.json.encode(name)
 
 
-def _remove(envelope: Envelope, edits: list[Edit]) -> None:
-    """Privileged members with the comma after them; at the end of the object, the one before."""
+def _remove(envelope: Envelope, cut: tuple[str, ...], edits: list[Edit]) -> None:
+    """These members with the comma after them; at the end of the object, the one before."""
     members = envelope.members
-    dropped = [at for at, member in enumerate(members) if member.key in envelope.dropped]
-    # ``model`` is always there and never dropped, so one is kept.
-    last_kept = max(at for at, member in enumerate(members) if member.key not in envelope.dropped)
+    dropped = [at for at, member in enumerate(members) if member.key in cut]
+    # ``model`` is always there and never cut, so one is kept.
+    last_kept = max(at for at, member in enumerate(members) if member.key not in cut)
     edits += [(members[at].start, members[at + 1].start, b"") for at in dropped if at < last_kept]
     if dropped[-1] > last_kept:
         edits.append((members[last_kept].end, members[-1].end, b""))

@@ -14,6 +14,7 @@ import msgspec
 from gateway.contract.errors import InvalidBody
 from gateway.contract.skeleton import Shape
 from gateway.contract.spans import LIST_MAX, PRIVILEGED, Member, Scan, members_of
+from gateway.contract.tiers import FIELD, TIERS
 
 Operation = Literal["chat", "completions", "embeddings"]
 OPERATIONS: tuple[Operation, ...] = ("chat", "completions", "embeddings")
@@ -66,7 +67,8 @@ class Envelope(msgspec.Struct):
     ``default_cap``: the operation's, None = to be injected; ``min_tokens``: what the engine is told
     to make at least. ``text_bytes``: what the prompt's estimate is made from, encoded pictures and
     recordings left out (a tokenizer may put a better measure there). ``user``: the end user, ``safety_identifier`` before ``user``.
-    ``dropped``: privileged fields that will not reach the engine.
+    ``tier``: the service tier it names, None = none. ``dropped``: privileged fields that will not
+    reach the engine.
     """
 
     operation: Operation
@@ -81,6 +83,7 @@ class Envelope(msgspec.Struct):
     min_tokens: int
     text_bytes: int
     user: str | None
+    tier: str | None
     dropped: tuple[str, ...]
     members: list[Member]
     index: dict[str, int]
@@ -122,6 +125,7 @@ def parse(
         min_tokens=0 if BOUNDED.isdisjoint(index) else _bounded(seen, bounds),
         text_bytes=seen.text_bytes,
         user=None if _USER.isdisjoint(index) else _user(seen),
+        tier=None if FIELD not in index else _tier(seen),
         dropped=() if PRIVILEGED.isdisjoint(index) else tuple(k for k in index if k in PRIVILEGED),
         members=seen.members,
         index=index,
@@ -147,6 +151,13 @@ def _user(seen: Scan) -> str | None:
     return _read(seen, "safety_identifier", _STR, "a string") or _read(
         seen, "user", _STR, "a string"
     )
+
+
+def _tier(seen: Scan) -> str | None:
+    tier = _read(seen, FIELD, _STR, "a string")
+    if tier is not None and tier not in TIERS:
+        raise InvalidBody(f"'{FIELD}' must be one of {', '.join(TIERS)}.", FIELD)
+    return tier
 
 
 def _choices(seen: Scan, choices_max: int) -> int:

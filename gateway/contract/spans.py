@@ -39,7 +39,7 @@ READ = frozenset(
     (
         "model", "messages", "prompt", "input", "stream", "stream_options", "n", "best_of",
         "max_tokens", "max_completion_tokens", "user", "safety_identifier", "min_tokens",
-        "ignore_eos", "echo", "prompt_logprobs",
+        "ignore_eos", "echo", "prompt_logprobs", "service_tier",
     )
 )  # fmt: skip
 PRIVILEGED = frozenset(

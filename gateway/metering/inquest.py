@@ -71,13 +71,10 @@ def context_from(snapshot: Snapshot) -> RecoveryContext:
 
     def price_of(model_id: int, price_id: int) -> Price | None:
         model = snapshot.models.get(model_id)
-        if model is not None and model.price is not None and model.price.id == price_id:
-            return model.price
+        known = [] if model is None else [model.price, *model.tiers.values()]
         for tenant in snapshot.tenants.values():
-            own = tenant.prices.get(model_id)
-            if own is not None and own.id == price_id:
-                return own
-        return None
+            known += [tenant.prices.get(model_id), *tenant.tiers.get(model_id, {}).values()]
+        return next((each for each in known if each is not None and each.id == price_id), None)
 
     def meters_of(model_id: int, price_id: int) -> Container[str]:
         price = price_of(model_id, price_id)

@@ -42,22 +42,19 @@ async def prices_in_force(
 
 async def prices_of_tenants(
     connection: AsyncConnection, tenant_ids: Collection[int]
-) -> dict[int, dict[int, Price]]:
-    """Tenant id -> model id -> what that tenant pays for it in place of everybody's price."""
+) -> dict[int, dict[tuple[int, str], Price]]:
+    """Tenant id -> (model id, tier) -> what that tenant pays in place of everybody's price."""
+    table = price_versions
     rows = await connection.execute(
-        select(price_versions.c.id, price_versions.c.tenant_id, price_versions.c.model_id)
-        .where(
-            price_versions.c.tenant_id.in_(tenant_ids),
-            price_versions.c.tier == DEFAULT_TIER,
-            price_versions.c.until_ms == 0,
-        )
-        .order_by(price_versions.c.version)
+        select(table.c.id, table.c.tenant_id, table.c.model_id, table.c.tier)
+        .where(table.c.tenant_id.in_(tenant_ids), table.c.until_ms == 0)
+        .order_by(table.c.version)
     )
-    newest = {(row.tenant_id, row.model_id): row.id for row in rows}
+    newest = {(row.tenant_id, row.model_id, row.tier): row.id for row in rows}
     found = await prices_of(connection, newest.values())
-    prices: dict[int, dict[int, Price]] = {}
-    for (tenant_id, model_id), price_id in newest.items():
-        prices.setdefault(tenant_id, {})[model_id] = found[price_id]
+    prices: dict[int, dict[tuple[int, str], Price]] = {}
+    for (tenant_id, model_id, tier), price_id in newest.items():
+        prices.setdefault(tenant_id, {})[model_id, tier] = found[price_id]
     return prices
 
 

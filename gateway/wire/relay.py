@@ -17,6 +17,7 @@ import msgspec
 from gateway.contract.errors import ContractError, UpstreamError, error_event
 from gateway.contract.sse import FrameSplitter, FrameTooLarge, Kind, kind_of
 from gateway.contract.steady import Steady
+from gateway.contract.tiers import tell_tier
 from gateway.contract.usage import (
     UsageFold,
     cut,
@@ -86,7 +87,7 @@ class Relay:
     ``on_commit()``: no other endpoint from here on; ``on_counts()``: the fold changed, and the bytes
     that carry the counts are not yet handed to the client's socket; ``on_chunk(events)``: they are,
     with so many events of the model's (0: comments alone); ``cost_of()``, where it is set: what the
-    final counts cost, to be told in ``usage``. ``headers`` are the client's answer's,
+    final counts cost, to be told in ``usage``; ``tier``: the service tier to be told. ``headers`` are the client's answer's,
     content type apart; ``release`` takes the connection back; ``error_of(status, body)`` puts an
     engine's error into words that a caller may read.
     """
@@ -114,6 +115,7 @@ class Relay:
         "cost_of",
         "on_chunk",
         "outcome",
+        "tier",
     )
 
     def __init__(
@@ -142,6 +144,7 @@ class Relay:
         self._on_counts = on_counts
         self.on_chunk: Callable[[int], None] = _ignore
         self.cost_of: Callable[[], bytes] | None = None
+        self.tier: bytes | None = None
         self._release = release
         self._error_of = error_of
         self._upstream: Upstream | None = None
@@ -303,7 +306,8 @@ class Relay:
             elif seen and self.cost_of is not None and seen.final:
                 edited = tell_cost(frame, self.cost_of())
             if edited is not None:
-                out.append(rename(edited, *names) if names else edited)
+                edited = rename(edited, *names) if names else edited
+                out.append(edited if self.tier is None else tell_tier(edited, self.tier))
         if not self.committed:
             if not events:
                 self._hold(out)
@@ -318,7 +322,7 @@ class Relay:
 
     def _become_steady(self) -> None:
         """From here on reads that are one event of one choice take the short way."""
-        if not self._done and self._reply.chunked:
+        if not self._done and self._reply.chunked and self.tier is None:
             self._steady = Steady(cuts_usage=self._usage_kept != "all", names=self._names)
 
     def _send(self, out: list[bytes], events: int) -> None:
@@ -409,6 +413,8 @@ class Relay:
             body = tell_cost(body, self.cost_of())
         if self._names:
             body = rename_unary(body, *self._names)
+        if self.tier is not None:
+            body = tell_tier(body, self.tier)
         self._reply.send(200, [*JSON_HEADERS, *self._headers_out], body)
         self.on_chunk(1)
         self._settle(Ended("finished"))

@@ -10,6 +10,7 @@ import httpx
 import pytest
 import yaml
 
+from gateway.demo.engine import DemoEngine
 from tests.flows.conftest import EngineThread
 from tests.support.gateway import Gateway, running
 from tests.support.until import wait_until
@@ -22,6 +23,7 @@ EXAMPLES = {
     "Commitment": "commitment",
     "Reserved throughput": "throughput",
     "Free tier": "free",
+    "Service tiers": "tiered",
 }
 PROMPT = " ".join(["token"] * 1_000)
 LINE = re.compile(r"(\w+) +(?:(\d+) +)?(-?[\d.]+)")
@@ -53,15 +55,19 @@ class Books:
         self.admin = httpx.Client(base_url=run["control_url"] + "/admin/v1", headers=token)
         self.api = httpx.Client(base_url=gateway.base_url, timeout=30)
 
+    engine: DemoEngine
+
     def post(self, path: str, body: Any) -> Any:
         response = self.admin.post(path, json=body)
         assert response.is_success, response.text
         return response.json()
 
-    def ask(self, tenant: str, model: str = "llama", tokens: int = 1_000) -> httpx.Response:
+    def ask(
+        self, tenant: str, model: str = "llama", tokens: int = 1_000, **more: Any
+    ) -> httpx.Response:
         return self.api.post(
             "/completions",
-            json={"model": model, "prompt": PROMPT, "max_tokens": tokens},
+            json={"model": model, "prompt": PROMPT, "max_tokens": tokens} | more,
             headers={"authorization": f"Bearer {self.keys[tenant]}"},
         )
 
@@ -101,7 +107,7 @@ def books(tmp_path_factory):
         "pools": [{"name": "pool", "endpoints": [{"url": engine.url}]}],
         "publishers": shared["publishers"],
         "models": [
-            {"name": "llama", "price": price, **upstream},
+            {"name": "llama", "price": price | {"tiers": {"flex": "0.5"}}, **upstream},
             {"name": "unpriced", **upstream},
             *({**model, "price": price, **upstream} for model in shared["models"]),
         ],
@@ -112,6 +118,7 @@ def books(tmp_path_factory):
     }
     with running(tmp_path_factory.mktemp("billing") / "data", store="memory") as gateway:
         made = Books(gateway, gateway.apply(document))
+        made.engine = engine
         with made.admin, made.api:
             yield made
     engines.close()
@@ -156,6 +163,40 @@ def test_the_pages_throughput_example_is_what_is_billed(books):
     (shown,) = books.admin.get("/tenants/throughput/contract").json()["throughput"]
     assert shown["used_tokens"] == 2_000
     assert shown["idle_tokens"] == max(0, shown["sold_tokens"] - 2_000)
+
+
+def test_the_pages_service_tier_example_is_what_is_billed_and_told(books):
+    answers = [books.ask("tiered", service_tier="flex", stream=stream) for stream in (False, True)]
+    events = [line[6:] for line in answers[1].text.splitlines() if line.startswith("data: {")]
+
+    assert answers[0].json()["service_tier"] == "flex"
+    assert {json.loads(each)["service_tier"] for each in events} == {"flex"}
+    assert all(b"service_tier" not in entry.body for entry in books.engine.log[-2:])
+    assert books.statement("tiered", 2) == blocks("Service tiers")[1]
+
+
+@pytest.mark.parametrize(("asked", "got"), [("auto", "default"), ("default", "default")])
+def test_what_names_the_default_tier_is_told_so(books, asked, got):
+    assert books.ask("free", "unpriced", 1, service_tier=asked).json()["service_tier"] == got
+    assert not books.ask("free", "unpriced", 1).json().get("service_tier")
+
+
+@pytest.mark.parametrize(
+    ("model", "tier", "said"),
+    [
+        ("llama", "priority", "'service_tier' priority is not offered for the model llama"),
+        ("llama", "scale", "'service_tier' scale is not offered for the model llama"),
+        ("unpriced", "flex", "'service_tier' flex is not offered for the model unpriced"),
+        ("llama", "gold", "'service_tier' must be one of auto, default, flex, scale, priority"),
+        ("llama", 1, "'service_tier' must be a string"),
+    ],
+)
+def test_a_tier_that_is_not_offered_is_refused_in_a_sentence(books, model, tier, said):
+    refused = books.ask("free", model, service_tier=tier)
+
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "service_tier"
+    assert said in refused.json()["error"]["message"]
 
 
 def test_the_pages_publisher_example_is_what_is_earned(books):

@@ -4,6 +4,7 @@ from gateway.snapshot import (
     KeyDoc,
     ModelDoc,
     Move,
+    Principal,
     ProjectDoc,
     SecretDoc,
     Snapshot,
@@ -11,6 +12,7 @@ from gateway.snapshot import (
     encode_doc,
 )
 from quotas.limits import Limit
+from quotas.pricing import Price
 
 LIMIT = Limit("t1", "tenant acme", "requests", "bucket", 60, 60, 1)
 
@@ -118,3 +120,21 @@ def test_adopting_a_full_load_forgets_what_it_lacks():
     snapshot.adopt(other)
 
     assert (snapshot.version, snapshot.keys, snapshot.find_secret("k1")) == (9, {}, None)
+
+
+def test_a_tenants_own_price_has_tiers_of_its_own():
+    def price(number, tier="default"):
+        return Price(id=number, version=number, currency="USD", nano={"input": 1}, tier=tier)
+
+    model = ModelDoc(id=4, name="m", upstream="m", pool_id=1, price=price(1),
+                     tiers={"flex": price(2, "flex")})  # fmt: skip
+    key = KeyDoc(id=3, project_id=2, name="ci", path="a/b/ci", secrets=())
+    project = ProjectDoc(id=2, tenant_id=1, name="b")
+
+    def version(tier, **tenant):
+        found = Principal(key, project, TenantDoc(id=1, name="a", **tenant)).price_of(model, tier)
+        return found and found.version
+
+    own = {"prices": {4: price(3)}, "tiers": {4: {"priority": price(4, "priority")}}}
+    assert [version(tier) for tier in ("default", "flex", "priority")] == [1, 2, None]
+    assert [version(tier, **own) for tier in ("default", "flex", "priority")] == [3, None, 4]
