@@ -112,6 +112,7 @@ class ControlPlane:
         self._spawn(core.purses.run(), "purses")
         self._spawn(core.deliveries.run(), "deliveries")
         self._spawn(core.alerts.run(), "alerts")
+        self._spawn(core.almanac.run(), "almanac")
         self._spawn(self._http.run(socket.socket(fileno=self._launch.listen_fd)), "http")
         await self._http.listening.wait()
         settle_memory()

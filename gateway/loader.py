@@ -4,7 +4,7 @@ Read only. Not here: who is told (``gateway.control.feed``), what they do with i
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 import msgspec
@@ -62,10 +62,11 @@ _ALGORITHMS: dict[Window, Algorithm] = {
 
 
 class Loader:
-    """One per control process."""
+    """One per control process. ``unix_ms``: of which moment prices and contracts are in force."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, unix_ms: Callable[[], int]) -> None:
         self._db = db
+        self._unix_ms = unix_ms
 
     async def version(self) -> int:
         """The newest version of the change log."""
@@ -109,7 +110,7 @@ class Loader:
         moves = []
         for start in range(0, len(ids), AT_ONCE):
             some = ids[start : start + AT_ONCE]
-            near = await _read_near(connection, kind, some)
+            near = await _read_near(connection, kind, some, self._unix_ms())
             for row_id in some:
                 row = near.rows.get(row_id)
                 doc = None if row is None else await self._doc(connection, kind, row, near)
@@ -123,7 +124,7 @@ class Loader:
             case "tenant":
                 name = str(row["name"])
                 tenant_id = _int(row["id"])
-                contract = next(iter(near.contracts.get(tenant_id, ())), None)
+                contract = contracts.in_force(near.contracts.get(tenant_id), near.at_ms)
                 found = _limits(near, "tenant", tenant_id, f"tenant {name}")
                 found["limits"] += _balance(contract, f"tenant {name}")
                 return TenantDoc(
@@ -150,7 +151,7 @@ class Loader:
             case "pool":
                 return await _pool(connection, row)
             case _:
-                return await _model(connection, row)
+                return await _model(connection, row, near.at_ms)
 
 
 def _key(row: dict[str, object], near: "_Near") -> KeyDoc:
@@ -196,7 +197,7 @@ async def _pool(connection: AsyncConnection, row: dict[str, object]) -> Pool:
     )
 
 
-async def _model(connection: AsyncConnection, row: dict[str, object]) -> ModelDoc:
+async def _model(connection: AsyncConnection, row: dict[str, object], now_ms: int) -> ModelDoc:
     timeouts = msgspec.json.decode(str(row["timeouts"]), type=Timeouts)
     return ModelDoc(
         id=_int(row["id"]),
@@ -206,7 +207,7 @@ async def _model(connection: AsyncConnection, row: dict[str, object]) -> ModelDo
         context_tokens=_maybe(row["context_tokens"]),
         max_output_tokens=_maybe(row["max_output_tokens"]),
         timeouts=timeouts,
-        **await _prices(connection, _int(row["id"])),
+        **await _prices(connection, _int(row["id"]), now_ms),
         created_s=_int(row["created_ms"]) // 1000,
     )
 
@@ -304,9 +305,9 @@ class _OwnPrices(TypedDict):
     tiers: dict[int, dict[str, Price]]
 
 
-async def _prices(connection: AsyncConnection, model_id: int) -> _Prices:
+async def _prices(connection: AsyncConnection, model_id: int, at_ms: int) -> _Prices:
     """What a model costs everybody, tier by tier."""
-    found = await catalog.prices_in_force(connection, model_id)
+    found = await catalog.prices_in_force(connection, model_id, at_ms)
     tiers = {tier: price for (tenant_id, tier), price in found.items() if not tenant_id}
     return {"price": tiers.pop(DEFAULT_TIER, None), "tiers": tiers}
 
@@ -369,10 +370,11 @@ def _limit(scope: str, shown: str, name: LimitName, value: LimitValue, version: 
 class _Near(msgspec.Struct, kw_only=True):
     """Living rows of one kind by id, and what their documents need of other tables: limits, names of
     living models, the path of who owns a project or a key, secrets, contracts (newest first), prices,
-    throughput terms.
+    throughput terms. ``at_ms``: as of when.
     """
 
     rows: dict[int, dict[str, object]]
+    at_ms: int
     limits: dict[int, list[tuple[LimitName, LimitValue, int]]] = {}
     models: dict[int, str] = {}
     owners: dict[int, str] = {}
@@ -382,17 +384,19 @@ class _Near(msgspec.Struct, kw_only=True):
     terms: dict[int, list[ThroughputTerm]] = {}
 
 
-async def _read_near(connection: AsyncConnection, kind: str, ids: Sequence[int]) -> _Near:
+async def _read_near(
+    connection: AsyncConnection, kind: str, ids: Sequence[int], at_ms: int
+) -> _Near:
     table = _TABLES[kind]
     query = select(table).where(table.c.id.in_(ids), table.c.deleted_at.is_(None))
     rows = (await connection.execute(query)).mappings()
-    near = _Near(rows={row["id"]: dict(row) for row in rows})
+    near = _Near(rows={row["id"]: dict(row) for row in rows}, at_ms=at_ms)
     if not near.rows or kind in ("pool", "model"):
         return near
     near.limits = await read_limits_of(connection, kind, ids)
     if kind == "tenant":
         near.contracts = await contracts.contracts_of(connection, ids)
-        near.prices = await catalog.prices_of_tenants(connection, ids)
+        near.prices = await catalog.prices_of_tenants(connection, ids, at_ms)
         near.terms = await contracts.terms_of(connection, ids)
     if near.terms or any(name.model_id for each in near.limits.values() for name, *_ in each):
         living = select(models.c.id, models.c.name).where(models.c.deleted_at.is_(None))

@@ -281,6 +281,7 @@ class _Admin:
 
     async def list_models(self, _request: Request) -> Response:
         shown = []
+        now_ms = time.time_ns() // 1_000_000
         async with self._db.read() as connection:
             rows = await connection.execute(
                 select(models, pools.c.name.label("pool"))
@@ -289,7 +290,7 @@ class _Admin:
                 .order_by(models.c.name)
             )
             for row in rows.mappings().all():
-                price = await catalog.price_in_force(connection, row["id"])
+                price = await catalog.price_in_force(connection, row["id"], now_ms)
                 shown.append(
                     {
                         "name": row["name"],

@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 
 from gateway import __version__, identity
 from gateway.control.alerts import Alerts
+from gateway.control.almanac import Almanac
 from gateway.control.announcements import Announcements
 from gateway.control.app import ControlDeps, build_app
 from gateway.control.balances import Balances
@@ -91,7 +92,8 @@ class Core:
         self._reachable_store = reachable_store
         self._environ = environ
         self.link = LinkServer({})
-        self.feed = Feed(Loader(self.db), self.link, data_dir / "snapshot")
+        self.almanac = Almanac(self.db, self._changed, unix_ms)
+        self.feed = Feed(Loader(self.db, unix_ms), self.link, data_dir / "snapshot")
         self.shipper = Shipper(
             data_dir,
             self._insert,

@@ -188,15 +188,19 @@ class _Run:
 
     async def _price(self, model_id: int, part: PricePart, tenant_id: int = 0) -> bool:
         """The price and its tiers, for everybody or for one tenant; whether anything changed."""
-        now = await catalog.prices_in_force(self._connection, model_id)
+        at_ms = max(part.from_ms, self._now_ms)
+        changed = await catalog.unplan_prices(
+            self._connection, model_id, tenant_id, self._now_ms, at_ms
+        )
+        now = await catalog.prices_in_force(self._connection, model_id, at_ms)
         tiers = {tier: price.multiplier_ppm for (of, tier), price in now.items() if of == 0}
         tiers.pop(DEFAULT_TIER, None)
         wanted = part.prices(tenant_id, tiers if tenant_id else None)
         kept = {where for where in now if where[0] != tenant_id}
         kept |= {(tenant_id, price.tier) for price in wanted}
-        changed = await catalog.end_prices(self._connection, model_id, kept, self._now_ms)
+        changed = await catalog.end_prices(self._connection, model_id, kept, at_ms) or changed
         for price in wanted:
-            made = await catalog.set_price(self._connection, model_id, price, self._now_ms)
+            made = await catalog.set_price(self._connection, model_id, price, at_ms)
             changed = made or changed
         return changed
 

@@ -11,7 +11,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from gateway.declared.prices import Currency, DecimalPrice, Factor, exact, parts_per_million
+from gateway.declared.prices import (
+    Currency,
+    DecimalPrice,
+    Factor,
+    From,
+    exact,
+    parts_per_million,
+)
 from quotas.contracts import Contract
 from quotas.costs import EndpointCost
 from quotas.money import parse_amount, parse_price
@@ -40,6 +47,7 @@ class ContractPart(_Part):
     credit_line: DecimalPrice | None = None
     commitment: DecimalPrice | None = None
     overage: Factor = "1"
+    from_ms: From = Field(0, alias="from", validate_default=False)  # begins by itself then
 
     def contract(self, tenant_id: int) -> Contract:
         line = self.credit_line
@@ -52,6 +60,7 @@ class ContractPart(_Part):
             credit_line_nano=-1 if line is None else parse_price(line),
             commitment_nano=0 if self.commitment is None else parse_price(self.commitment),
             overage_ppm=parts_per_million(self.overage),
+            from_ms=self.from_ms,
         )
 
     @model_validator(mode="after")

@@ -9,10 +9,12 @@
         - {hours: "22-6", output: "0.20"}
       time_zone: Europe/Berlin
       tiers: {batch: "0.5", priority: "1.5"}
+      from: 2027-01-01
 
 Not here: rows (``gateway.store.catalog``).
 """
 
+import datetime as dt
 import re
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -95,6 +97,25 @@ def _hours(value: object) -> object:
     return value
 
 
+def _moment(value: object) -> object:
+    """A day or a time, in UTC where it says no zone; Unix ms."""
+    if isinstance(value, str):
+        try:
+            value = dt.datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError(
+                'a day or a time, such as "2027-01-01" or "2027-01-01T06:00"'
+            ) from None
+    if isinstance(value, dt.date) and not isinstance(value, dt.datetime):
+        value = dt.datetime.combine(value, dt.time())
+    if not isinstance(value, dt.datetime):
+        raise ValueError("a day or a time, such as 2027-01-01")  # noqa: TRY004 -- as above
+    aware = value if value.tzinfo else value.replace(tzinfo=dt.UTC)
+    return int(aware.timestamp() * 1_000)
+
+
+#: From when on; what is in the past is from now on.
+From = Annotated[int, BeforeValidator(_moment)]
 DecimalPrice = Annotated[str, BeforeValidator(exact), AfterValidator(_price)]
 Factor = Annotated[str, BeforeValidator(exact), AfterValidator(_factor)]
 TimeZone = Annotated[str, AfterValidator(_zone)]
@@ -154,6 +175,9 @@ class WhenPart(Meters):
 
 
 class PricePart(Meters):
+    """``from``: the price begins by itself then; until then the one before stays."""
+
+    from_ms: From = Field(0, alias="from", validate_default=False)
     currency: Currency = "USD"
     when: list[WhenPart] = []
     time_zone: TimeZone = "UTC"

@@ -6,7 +6,7 @@ Not here: what routing knows of a pool (``routing.topology``), files (``gateway.
 from collections.abc import Collection, Iterable
 
 import msgspec
-from sqlalchemy import RowMapping, insert, select, update
+from sqlalchemy import ColumnElement, RowMapping, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.accounts import insert_row
@@ -20,19 +20,21 @@ MILLION_TOKENS = "million_tokens"
 _CONTENT = ("currency", "nano", "conditional", "multiplier_ppm", "time_zone")
 
 
-async def price_in_force(connection: AsyncConnection, model_id: int) -> Price | None:
-    """The newest version of what a model costs everybody."""
-    found = await prices_in_force(connection, model_id)
+async def price_in_force(connection: AsyncConnection, model_id: int, at_ms: int) -> Price | None:
+    """What a model costs everybody at a moment (Unix ms)."""
+    found = await prices_in_force(connection, model_id, at_ms)
     return found.get((0, DEFAULT_TIER))
 
 
 async def prices_in_force(
-    connection: AsyncConnection, model_id: int
+    connection: AsyncConnection, model_id: int, at_ms: int
 ) -> dict[tuple[int, str], Price]:
-    """(tenant id, tier) -> the newest version that was not ended. Tenant 0 is everybody."""
+    """(tenant id, tier) -> the newest version that has begun by then and not ended. Tenant 0 is
+    everybody.
+    """
     rows = await connection.execute(
         select(price_versions)
-        .where(price_versions.c.model_id == model_id, price_versions.c.until_ms == 0)
+        .where(price_versions.c.model_id == model_id, _in_force(at_ms))
         .order_by(price_versions.c.version)
     )
     newest = {(row["tenant_id"], row["tier"]): row["id"] for row in rows.mappings()}
@@ -41,13 +43,13 @@ async def prices_in_force(
 
 
 async def prices_of_tenants(
-    connection: AsyncConnection, tenant_ids: Collection[int]
+    connection: AsyncConnection, tenant_ids: Collection[int], at_ms: int
 ) -> dict[int, dict[tuple[int, str], Price]]:
     """Tenant id -> (model id, tier) -> what that tenant pays in place of everybody's price."""
     table = price_versions
     rows = await connection.execute(
         select(table.c.id, table.c.tenant_id, table.c.model_id, table.c.tier)
-        .where(table.c.tenant_id.in_(tenant_ids), table.c.until_ms == 0)
+        .where(table.c.tenant_id.in_(tenant_ids), _in_force(at_ms))
         .order_by(table.c.version)
     )
     newest = {(row.tenant_id, row.model_id, row.tier): row.id for row in rows}
@@ -79,14 +81,14 @@ async def set_price(
     connection: AsyncConnection,
     model_id: int,
     wanted: Price,
-    now_ms: int,
+    from_ms: int,
 ) -> bool:
-    """A new version when anything differs; False when the price is that already.
+    """A new version from a moment on when anything differs; False when the price is that by then.
 
     ``wanted`` says everything but id, version and times.
     """
     where = (wanted.tenant_id, wanted.tier)
-    known = (await prices_in_force(connection, model_id)).get(where)
+    known = (await prices_in_force(connection, model_id, from_ms)).get(where)
     if known is not None and all(getattr(known, n) == getattr(wanted, n) for n in _CONTENT):
         return False
     newest = await connection.scalar(
@@ -101,7 +103,7 @@ async def set_price(
         model_id=model_id,
         version=(newest or 0) + 1,
         currency=wanted.currency,
-        effective_from_ms=now_ms,
+        effective_from_ms=from_ms,
         until_ms=0,
         tenant_id=wanted.tenant_id,
         tier=wanted.tier,
@@ -117,11 +119,11 @@ async def set_price(
 
 
 async def end_prices(
-    connection: AsyncConnection, model_id: int, kept: Collection[tuple[int, str]], now_ms: int
+    connection: AsyncConnection, model_id: int, kept: Collection[tuple[int, str]], at_ms: int
 ) -> bool:
     """End what a model costs where ``kept`` has no (tenant id, tier); whether there was any."""
     ended = False
-    for (tenant_id, tier), price in (await prices_in_force(connection, model_id)).items():
+    for (tenant_id, tier), price in (await prices_in_force(connection, model_id, at_ms)).items():
         if (tenant_id, tier) not in kept:
             ended = True
             await connection.execute(
@@ -131,11 +133,43 @@ async def end_prices(
                     price_versions.c.tenant_id == tenant_id,
                     price_versions.c.tier == tier,
                     price_versions.c.version <= price.version,
-                    price_versions.c.until_ms == 0,
+                    _in_force(at_ms),
                 )
-                .values(until_ms=now_ms)
+                .values(until_ms=at_ms)
             )
     return ended
+
+
+async def unplan_prices(
+    connection: AsyncConnection, model_id: int, tenant_id: int, now_ms: int, but_ms: int
+) -> bool:
+    """Take back what was to begin or end later, unless all of it is at ``but_ms``; whether anything
+    was. A version that never came into force stays, and ends when it would have begun.
+    """
+    table = price_versions
+    begins = (table.c.effective_from_ms > now_ms) & (
+        (table.c.until_ms == 0) | (table.c.until_ms > table.c.effective_from_ms)
+    )
+    ends = (table.c.effective_from_ms <= now_ms) & (table.c.until_ms > now_ms)
+    mine = (table.c.model_id == model_id) & (table.c.tenant_id == tenant_id)
+    rows = await connection.execute(select(table).where(mine, begins | ends))
+    moments = {
+        row["effective_from_ms"] if row["effective_from_ms"] > now_ms else row["until_ms"]
+        for row in rows.mappings()
+    }
+    if moments <= {but_ms}:
+        return False
+    await connection.execute(
+        update(table).where(mine, begins).values(until_ms=table.c.effective_from_ms)
+    )
+    await connection.execute(update(table).where(mine, ends).values(until_ms=0))
+    return True
+
+
+def _in_force(at_ms: int) -> ColumnElement[bool]:
+    table = price_versions
+    ended = (table.c.until_ms > 0) & (table.c.until_ms <= at_ms)
+    return (table.c.effective_from_ms <= at_ms) & ~ended
 
 
 def _line(version_id: int, meter: str, nano: int) -> dict[str, object]:

@@ -33,9 +33,9 @@ async def contracts_of(
     return found
 
 
-async def newest(connection: AsyncConnection, tenant_id: int) -> Contract | None:
-    """The contract as it was last agreed; it is in force at once."""
-    return next(iter((await contracts_of(connection, [tenant_id])).get(tenant_id, ())), None)
+async def contract_at(connection: AsyncConnection, tenant_id: int, at_ms: int) -> Contract | None:
+    """The one in force at a moment."""
+    return in_force((await contracts_of(connection, [tenant_id])).get(tenant_id), at_ms)
 
 
 def in_force(versions: list[Contract] | None, at_ms: int) -> Contract | None:
@@ -44,10 +44,18 @@ def in_force(versions: list[Contract] | None, at_ms: int) -> Contract | None:
 
 
 async def set_contract(connection: AsyncConnection, wanted: Contract, now_ms: int) -> bool:
-    """A new version when anything differs, from now on; False when it is that already."""
+    """A new version when anything differs, from its ``from_ms`` on where that is still to come, else
+    from now; False when it is that already. What was to begin at another moment is taken back.
+    """
+    from_ms = max(wanted.from_ms, now_ms)
     known = (await contracts_of(connection, [wanted.tenant_id])).get(wanted.tenant_id, [])
-    if known and all(getattr(known[0], name) == getattr(wanted, name) for name in _CONTENT):
-        return False
+    planned = [each.id for each in known if each.from_ms > now_ms and each.from_ms != from_ms]
+    if planned:  # it never was in force, so nothing was sold under it
+        await connection.execute(contracts.delete().where(contracts.c.id.in_(planned)))
+    kept = [each for each in known if each.id not in planned]
+    now = in_force(kept, from_ms)
+    if now and all(getattr(now, name) == getattr(wanted, name) for name in _CONTENT):
+        return bool(planned)
     values = {name: getattr(wanted, name) for name in _CONTENT}
     version = known[0].version + 1 if known else 1
     await insert_row(
@@ -55,7 +63,7 @@ async def set_contract(connection: AsyncConnection, wanted: Contract, now_ms: in
         contracts,
         tenant_id=wanted.tenant_id,
         version=version,
-        from_ms=now_ms,
+        from_ms=from_ms,
         **values,
     )
     return True

@@ -26,7 +26,7 @@ def contents(snapshot: Snapshot) -> tuple[Any, ...]:
 
 async def full(db: Database) -> Snapshot:
     snapshot = Snapshot()
-    snapshot.apply(*await Loader(db).full())
+    snapshot.apply(*await Loader(db, lambda: 2**62).full())
     return snapshot
 
 
@@ -72,7 +72,7 @@ async def test_documents_carry_what_the_file_said(db: Database) -> None:
 
 async def test_increments_lead_to_the_same_snapshot_as_a_full_load(db: Database) -> None:
     chance = random.Random(3)
-    loader, snapshot = Loader(db), Snapshot()
+    loader, snapshot = Loader(db, lambda: 2**62), Snapshot()
     for _ in range(25):
         document: dict[str, Any] = copy.deepcopy(FULL)
         keys = document["tenants"][0]["projects"][0]["keys"]
@@ -97,10 +97,10 @@ async def test_a_log_that_does_not_reach_back_asks_for_a_full_load(
     for limit in range(1, 6):
         document["tenants"][0]["limits"] = {"requests_per_minute": limit}
         await apply(db, document)
-    assert await Loader(db).since(1) is None
-    assert await Loader(db).since(4) is not None
-    assert await Loader(db).since(99) is None
-    assert await Loader(db).version() == 5
+    assert await Loader(db, lambda: 2**62).since(1) is None
+    assert await Loader(db, lambda: 2**62).since(4) is not None
+    assert await Loader(db, lambda: 2**62).since(99) is None
+    assert await Loader(db, lambda: 2**62).version() == 5
 
 
 def crowded(keys: int) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class World:
         await self.load()
 
     async def load(self):
-        version, moves = await Loader(self.db).full()
+        version, moves = await Loader(self.db, lambda: 2**62).full()
         loaded = Snapshot()
         loaded.apply(version, moves)
         self.snapshot.adopt(loaded)

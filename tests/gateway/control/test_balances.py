@@ -104,7 +104,7 @@ class Bench:
 async def bench_on(db: Database, link: Link) -> Bench:
     await apply(db, DOCUMENT)
     snapshot = Snapshot()
-    snapshot.apply(*await Loader(db).full())
+    snapshot.apply(*await Loader(db, lambda: 2**62).full())
     return Bench(db, snapshot, link)
 
 

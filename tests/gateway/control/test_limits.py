@@ -34,7 +34,7 @@ class Bench:
 
     async def snapshot(self) -> Snapshot:
         snapshot = Snapshot()
-        snapshot.apply(*await Loader(self.db).full())
+        snapshot.apply(*await Loader(self.db, lambda: 2**62).full())
         return snapshot
 
 

@@ -71,7 +71,7 @@ async def bench(db: Database, **options: Any) -> Bench:
     async with db.begin() as connection:
         await add_credit(connection, _credit("paid", 3 * COST), NOW_MS)
     snapshot = Snapshot()
-    snapshot.apply(*await Loader(db).full())
+    snapshot.apply(*await Loader(db, lambda: 2**62).full())
     made = Bench(db, snapshot, **options)
     async with db.read() as connection:
         level, counted = (await levels_micro(connection, [1], NOW_MS + 1))[1]

@@ -20,7 +20,7 @@ __all__ = ["database_url", "db", "postgres"]
 
 async def loaded(db: Database) -> Snapshot:
     snapshot = Snapshot()
-    snapshot.apply(*await Loader(db).full())
+    snapshot.apply(*await Loader(db, lambda: 2**62).full())
     return snapshot
 
 

@@ -203,7 +203,7 @@ async def test_a_price_for_one_tenant_stands_beside_everybodys(db: Database) -> 
     made["tenants"][0]["prices"] = [{"model": "llama", "input": "0.5", "output": "2"}]
     await apply(db, made)
     async with db.read() as connection:
-        found = await prices_in_force(connection, 1)
+        found = await prices_in_force(connection, 1, 2**62)
     assert {
         where: (price.nano["input"], price.multiplier_ppm) for where, price in found.items()
     } == {

@@ -147,7 +147,7 @@ async def test_every_row_is_as_it_was_written(upgraded: Database) -> None:
 
 async def test_limits_bind_as_they_did_and_can_be_changed(upgraded: Database) -> None:
     snapshot = Snapshot()
-    snapshot.apply(*await Loader(upgraded).full())
+    snapshot.apply(*await Loader(upgraded, lambda: 2**62).full())
     principal = snapshot.principal(1)
     assert principal is not None
     bound = {
@@ -168,7 +168,7 @@ async def test_limits_bind_as_they_did_and_can_be_changed(upgraded: Database) ->
 
 async def test_keys_work_as_they_did(upgraded: Database) -> None:
     snapshot = Snapshot()
-    snapshot.apply(*await Loader(upgraded).full())
+    snapshot.apply(*await Loader(upgraded, lambda: 2**62).full())
     (secret,) = snapshot.keys[1].secrets
     assert (secret.kid, secret.digest) == ("abc", b"\x00\xff" * 16)
     assert snapshot.keys[1].models == ("llama",)
