@@ -45,6 +45,15 @@ def hours_cost(hour_nano: int, milliseconds: int) -> int:
     return divide(hour_nano * milliseconds, HOUR_MS)
 
 
+def hours_between(hour_nano: int, held_from_ms: int, start_ms: int, end_ms: int) -> int:
+    """The part of [start, end) in what GPUs cost that are held since ``held_from_ms``: stretches that
+    follow each other sum to the whole, without a rounding each.
+    """
+    start_ms, end_ms = max(start_ms, held_from_ms), max(end_ms, held_from_ms)
+    until_then = hours_cost(hour_nano, start_ms - held_from_ms)
+    return hours_cost(hour_nano, end_ms - held_from_ms) - until_then
+
+
 def spread(cost_nano: int, busy_ms: Mapping[str, int]) -> dict[str, int]:
     """A shared cost over who used it, by time; parts sum to the whole. Nobody: all to "" (idle)."""
     if not any(busy_ms.values()):

@@ -20,6 +20,7 @@ from gateway.link.server import LinkServer
 from gateway.snapshot import Snapshot
 from gateway.store.credit import balances, expire_grants, recent_moves
 from gateway.store.database import Database
+from gateway.store.hours import book_hours
 from quotas.errors import StoreUnavailable
 from quotas.limits import Charge, Limit
 from quotas.ports import QuotaStore
@@ -99,8 +100,8 @@ class Purses:
             raise
 
     async def run(self) -> None:
-        """Hand credits on where that failed; end grants every minute; compare balances now and every
-        hour.
+        """Hand credits on where that failed; end grants and book engines' hours every minute; compare
+        balances now and every hour.
         """
         expire_at_s = compare_at_s = time.monotonic()
         said = ""
@@ -111,7 +112,9 @@ class Purses:
                     await self.catch_up()
                 if now_s >= expire_at_s:
                     async with self._db.begin() as connection:
-                        await expire_grants(connection, time.time_ns() // 1_000_000)
+                        now_ms = time.time_ns() // 1_000_000
+                        await expire_grants(connection, now_ms)
+                        await book_hours(connection, now_ms)
                     expire_at_s = now_s + EXPIRE_EVERY_S
                 if now_s >= compare_at_s:
                     await self.compare()

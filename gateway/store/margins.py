@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.schema import endpoint_costs, models, postings, usage_records
-from quotas.costs import hours_cost, margin_ppm, spread
+from quotas.costs import hours_between, margin_ppm, spread
 from quotas.money import format_amount
 from quotas.months import bounds_ms
 
@@ -73,8 +73,7 @@ async def _hours(
     found: dict[tuple[str, str], int] = {}
     for row in rows:
         until_ms = min(row["until_ms"] or end_ms, end_ms, now_ms)
-        held_ms = max(0, until_ms - max(start_ms, row["from_ms"]))
-        cost = hours_cost(row["hour_nano"], held_ms)
+        cost = hours_between(row["hour_nano"], row["from_ms"], start_ms, max(start_ms, until_ms))
         for model, nano in spread(cost, busy.get(row["endpoint_id"], {})).items():
             where = (model or IDLE, row["currency"])
             found[where] = found.get(where, 0) + nano

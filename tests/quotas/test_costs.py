@@ -1,10 +1,12 @@
 """What serving costs: every attempt, every hour, and what is left."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quotas.contracts import HOUR_MS
-from quotas.costs import EndpointCost, attempts_cost, hours_cost, margin_ppm, spread
+from quotas.costs import EndpointCost, attempts_cost, hours_between, hours_cost, margin_ppm, spread
 from quotas.record import AttemptEntry
 
 PER_TOKEN = {1: EndpointCost(input_nano=50_000_000, output_nano=200_000_000)}
@@ -47,3 +49,18 @@ def test_margin_is_what_is_left_of_the_net_sale():
     assert margin_ppm(1_000, 250) == 750_000
     assert margin_ppm(1_000, 1_500) == -500_000
     assert margin_ppm(0, 5) == 0
+
+
+@given(
+    st.integers(0, 10**12),
+    st.integers(0, 10**12),
+    st.lists(st.integers(0, 10**12), min_size=2, max_size=8),
+)
+def test_stretches_that_follow_each_other_cost_as_much_as_the_whole(hour_nano, held, moments):
+    moments = sorted(moments)
+    parts = [
+        hours_between(hour_nano, held, start, end) for start, end in itertools.pairwise(moments)
+    ]
+
+    assert sum(parts) == hours_between(hour_nano, held, moments[0], moments[-1])
+    assert hours_between(hour_nano, held, held, held + HOUR_MS) == hour_nano
