@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def books(tmp_path_factory):
         "models": [
             {"name": "llama", "price": price | {"tiers": {"flex": "0.5"}}, **upstream},
             {"name": "unpriced", **upstream},
+            {"name": "dated", "price": price, **upstream},
             *({**model, "price": price, **upstream} for model in shared["models"]),
         ],
         "tenants": [
@@ -197,6 +199,27 @@ def test_a_tier_that_is_not_offered_is_refused_in_a_sentence(books, model, tier,
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "service_tier"
     assert said in refused.json()["error"]["message"]
+
+
+def test_a_price_that_was_dated_in_advance_begins_by_itself(books):
+    begins_s = time.time() + 1.5
+    moment = datetime.fromtimestamp(begins_s, UTC).isoformat()
+    model = {"name": "dated", "upstream": "demo-model", "pool": "pool"}
+    price = {"input": "2", "output": "8", "from": moment}
+    books.gateway.apply({"models": [model | {"price": price}]})
+
+    def cost() -> str:
+        key = {"authorization": f"Bearer {books.keys['free']}", "x-tf-usage-cost": "true"}
+        body = {"model": "dated", "prompt": PROMPT, "max_tokens": 1_000}
+        return books.api.post("/completions", json=body, headers=key).json()["usage"]["cost"]
+
+    told = []
+    while time.time() < begins_s + 10 and told[-1:] != ["0.01"]:
+        told.append(cost())
+        told_s = time.time()
+    assert told[-1] == "0.01"
+    assert set(told[:-1]) == {"0.005"}
+    assert begins_s <= told_s
 
 
 def test_the_pages_publisher_example_is_what_is_earned(books):
