@@ -6,6 +6,7 @@ Starts a Valkey of its own on loopback and shows:
     utilisation the same clients against a limit of 64 reservations a minute
     histories   random steps on both stores side by side, answers and sums compared
     retry-after random states: a client that waits exactly so long, alone, is admitted
+    shared      the same clients drawing on leases of a platform's tokens and a pool's slots, in three modes
     cancels     reserves cancelled or timed out: wrong replies, leaked holds
     outage      a gateway whose store is stopped, and killed, for a minute: rates go on, money does not
     rebuild     10,000 tenants' balances lost with the store: until all of them are served again
@@ -24,6 +25,7 @@ from collections.abc import Callable
 
 import uvloop
 
+from loadtests import leases
 from loadtests.cancels import cancel
 from loadtests.histories import walk
 from loadtests.honesty import dishonest
@@ -64,6 +66,7 @@ def main() -> int:
         rows: dict[str, Callable[[], bool]] = {
             "overshoot": lambda: overshoot(server, told.seeds),
             "utilisation": lambda: utilisation(server),
+            "shared": lambda: shared(server, told.seeds),
             "histories": lambda: histories(server, told.steps),
             "retry-after": lambda: honesty(server, told.states),
             "cancels": lambda: cancels(server, told.cancels),
@@ -96,6 +99,27 @@ def utilisation(server: Valkey) -> bool:
     used = result.used / result.allowed
     print(f"utilisation         {used:8.1%} of {result.allowed} tokens")
     return 0.95 <= used <= 1
+
+
+def shared(server: Valkey, seeds: int) -> bool:
+    worst = {}
+    wasted = requests = 0
+    for mode in leases.MODES:
+        over = []
+        for seed in range(seeds):
+            # Every other run is killed into; what a dead process had taken is not waste.
+            kill_s = 0.5 if mode == "leases" and seed % 2 else -1.0
+            setting = leases.Setting(mode, seed, 2.0, kill_s=kill_s)
+            result = asyncio.run(leases.run(setting, server.unix_url))
+            over.append(result.overshoot)
+            if mode == "leases":
+                requests += result.requests
+                wasted = max(wasted, result.unspent if kill_s < 0 else 0)
+        worst[mode] = max(over)
+        print(f"shared, {mode:11} {worst[mode]:+8.1%} worst of {seeds} seeds")
+    most = leases.wasted_at_most(leases.Setting("leases", 0, 2.0))
+    print(f"shared, unused      {wasted:8} tokens of {most} at most, {requests} requests")
+    return worst["leases"] <= 0 < min(worst["deltas"], worst["leak"]) and wasted <= most
 
 
 def histories(server: Valkey, steps: int) -> bool:

@@ -1,7 +1,10 @@
 """The short forms of loadtests/limits.py: 5,000 random steps, honest waits, overshoot, an outage."""
 
+import asyncio
+
 import pytest
 
+from loadtests import leases
 from loadtests.cancels import cancel
 from loadtests.histories import walk
 from loadtests.honesty import dishonest
@@ -70,3 +73,19 @@ async def test_every_balance_is_counted_anew_after_a_loss_and_nobody_is_served_b
 
     assert seen.refused == 50
     assert seen.wrong == 0
+
+
+@pytest.mark.timeout(300)
+def test_what_all_tenants_share_is_not_overshot_by_a_crowd_of_which_one_is_killed(valkey):
+    setting = leases.Setting("leases", 1, 1.0, limit=20_000)
+    result = asyncio.run(leases.run(setting, valkey.unix_url))
+
+    assert result.requests > 20
+    assert result.overshoot <= 0
+    assert result.unspent - result.dead <= leases.wasted_at_most(setting)
+
+
+@pytest.mark.timeout(300)
+def test_the_check_sees_a_lease_that_gives_back_what_was_used(valkey):
+    setting = leases.Setting("leak", 1, 1.0, limit=20_000, kill_s=-1.0)
+    assert asyncio.run(leases.run(setting, valkey.unix_url)).overshoot > 0.2
