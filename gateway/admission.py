@@ -23,6 +23,7 @@ from quotas.charges import settled_as
 from quotas.errors import StoreUnavailable
 from quotas.leases import Draw
 from quotas.limits import Charge, Level, Limit, Verdict
+from quotas.offline import Credits, OfflineCredit, money_of
 from quotas.ports import QuotaStore, Settlement
 
 #: Between two knocks at a store that is away.
@@ -34,6 +35,8 @@ LOCAL_EPOCH = ""
 _log = logging.getLogger("gateway.admission")
 #: Tag and request: a request that drew from shared limits is open under their tags as well.
 _Key = tuple[str, str]
+#: What was admitted without the store, and on which credit its money.
+_Open = tuple[tuple[Charge, ...], Credits]
 _NONE = Level(0, 0)
 
 
@@ -42,7 +45,10 @@ class NotAsked(StoreUnavailable):
 
 
 class Admission:
-    """One per data process. ``processes``: how many share the store, as last known."""
+    """One per data process. ``processes``: how many share the store, as last known. ``reached``:
+    whether it ever answered; a process that began while it was away spends nobody's credit, since it
+    does not know what the one before it spent.
+    """
 
     def __init__(
         self,
@@ -52,20 +58,27 @@ class Admission:
         *,
         processes: Callable[[], int],
         unix_ms: Callable[[], int],
+        reached: Callable[[], bool],
     ) -> None:
         self._store = store
         self._balances = balances
         self._leases = leases
         self._processes = processes
         self._unix_ms = unix_ms
+        self._reached = reached
         self._shares = Shares(processes())
         self._knocking: asyncio.Task[None] | None = None
-        self._open: dict[_Key, tuple[Charge, ...]] = {}
+        self._open: dict[_Key, _Open] = {}
 
     @property
     def away(self) -> bool:
         """Whether requests are decided here, without the store."""
         return self._knocking is not None
+
+    @property
+    def on_credit_micro(self) -> int:
+        """Spent without the store, and not yet seen by it."""
+        return max(self._shares.credit.spent.values(), default=0)
 
     async def draw(self, request_id: str, charges: tuple[Charge, ...]) -> Draw | Verdict:
         """Draw on what all tenants share, before the tenant's own step; or the refusal that binds, and
@@ -122,7 +135,7 @@ class Admission:
         """
         if self._knocking is not None:
             try:
-                return self._reserve_here(principal.tag, request_id, charges)
+                return self._reserve_here(principal, request_id, charges)
             except StoreUnavailable as closed:
                 raise NotAsked(str(closed)) from None
         tag = principal.tag
@@ -134,7 +147,9 @@ class Admission:
                 verdict = await self._store.reserve(tag, request_id, charges, ttl_s)
         except StoreUnavailable:
             self._lose()
-            return self._reserve_here(tag, request_id, charges)
+            return self._reserve_here(principal, request_id, charges)
+        if self._shares.credit.spent and verdict.admitted and money_of(charges):
+            self._shares.credit.renew(principal.credits)
         return verdict
 
     async def claim(self, principal: Principal, name: str, request_id: str, ttl_s: int) -> str:
@@ -146,11 +161,13 @@ class Admission:
     def unclaim(self, principal: Principal, name: str, request_id: str) -> None:
         self._store.unclaim(principal.tag, name, request_id)
 
-    def ended(self, principal: Principal, request_id: str) -> None:
-        """Its own settle says what it used."""
-        charges = self._open.pop((principal.tag, request_id), None)
-        if charges is not None:
+    def ended(self, principal: Principal, request_id: str, charged: tuple[Charge, ...]) -> None:
+        """Its own settle says what it used: ``charged``, () where nothing came of it."""
+        known = self._open.pop((principal.tag, request_id), None)
+        if known is not None:
+            charges, of = known
             self._shares.give_back(charges)
+            self._shares.credit.move(of, money_of(charged) - money_of(charges))
 
     async def close(self) -> None:
         if self._knocking is not None:
@@ -165,16 +182,20 @@ class Admission:
             self._shares.clear()
             self._knocking = asyncio.create_task(self._knock(), name="store knock")
 
-    def _reserve_here(self, tag: str, request_id: str, charges: tuple[Charge, ...]) -> Verdict:
+    def _reserve_here(
+        self, principal: Principal, request_id: str, charges: tuple[Charge, ...]
+    ) -> Verdict:
         self._shares.processes = self._processes()
-        verdict = self._shares.take(charges, self._unix_ms())
+        of = principal.credits if self._reached() else ()
+        verdict = self._shares.take(charges, self._unix_ms(), of)
         if verdict.admitted:
-            self._open[tag, request_id] = charges
+            self._open[principal.tag, request_id] = (charges, of)
         return verdict
 
     def _draw_here(self, request_id: str, draw: Draw) -> Draw | Verdict:
         """What the leases lack comes from this process's share, where it may."""
         indexes = tuple(self._leases.undo(draw))
+        self._leases.count("shared")
         here = tuple([draw.charges[index] for index in indexes])
         self._shares.processes = self._processes()
         try:
@@ -197,7 +218,7 @@ class Admission:
             )
         draw.shared = indexes
         for tag, charges in _by_tag(draw):
-            self._open[tag, request_id] = charges
+            self._open[tag, request_id] = (charges, ())
         return draw
 
     async def _knock(self) -> None:
@@ -229,7 +250,7 @@ class Admission:
         tag, request_id = key
         reserved = tuple(
             Charge(each.limit, 0, each.periods) if each.limit.algorithm == "concurrency" else each
-            for each in self._open[key]
+            for each in self._open[key][0]
         )
         debt = settled_as(request_id, LOCAL_EPOCH)
         self._store.settle(Settlement(tag, debt, LOCAL_EPOCH, reserved, {}))
@@ -252,20 +273,25 @@ class Shares:
         self.processes = max(1, processes)
         self._buckets: dict[tuple[str, str], Bucket] = {}
         self._holds: dict[tuple[str, str], int] = {}
+        self.credit = OfflineCredit()
 
     def clear(self) -> None:
         """A new outage begins with empty buckets: what the store had left is not known."""
         self._buckets.clear()
 
-    def take(self, charges: tuple[Charge, ...], now_ms: int) -> Verdict:
-        """All charges or none. Raises ``StoreUnavailable`` where one of them cannot be shared.
+    def take(self, charges: tuple[Charge, ...], now_ms: int, of: Credits = ()) -> Verdict:
+        """All charges or none; money on the credits given. Raises ``StoreUnavailable`` where one of
+        them cannot be shared.
 
         A unit costs as many as there are processes, of a bucket with the whole limit's figures.
         """
         levels, binding, longest = [], -1, 0
+        money = money_of(charges)
+        if money and not self.credit.fits(of, money, self.processes):
+            raise StoreUnavailable("money is not spent without the store")
         for index, charge in enumerate(charges):
             limit, amount = charge.limit, charge.amount * self.processes
-            if limit.shadow or not charge.amount:
+            if limit.shadow or not charge.amount or limit.dimension == "money":
                 levels.append(Level(0, 0))
                 continue
             if limit.outage != "local_share" or amount > limit.capacity:
@@ -296,6 +322,8 @@ class Shares:
                 reason="rate" if of_rate else "concurrency",
             )
         self._take(charges, now_ms)
+        if money:
+            self.credit.move(of, money)
         return Verdict(admitted=True, levels=tuple(levels), epoch=LOCAL_EPOCH)
 
     def give_back(self, charges: tuple[Charge, ...]) -> None:
@@ -318,7 +346,7 @@ class Shares:
 
     def _take(self, charges: tuple[Charge, ...], now_ms: int) -> None:
         for charge in charges:
-            if charge.limit.shadow or not charge.amount:
+            if charge.limit.shadow or not charge.amount or charge.limit.dimension == "money":
                 continue
             if charge.limit.algorithm == "bucket":
                 bucket = self._bucket(charge.limit, now_ms)

@@ -156,6 +156,7 @@ class DataPlane:
             self.leases,
             processes=self.census.processes,
             unix_ms=unix_ms,
+            reached=lambda: self.census.reached,
         )
         self.inference = self._inference()
         self.explainer = Explainer(
@@ -409,6 +410,7 @@ class DataPlane:
         counters.set("tf_snapshot_version", self.snapshot.version)
         counters.set("tf_journal_bytes", self.incarnation.journal.bytes_used)
         counters.set("tf_settle_lag_seconds", self.store.settle_lag_s())
+        counters.set("tf_offline_credit_micro", self.admission.on_credit_micro)
         counters.set("tf_processes_known", self.census.processes())
         counters.gauges["tf_lease_units"] = {
             labels_of(*what): units for what, units in self.leases.units().items()

@@ -84,6 +84,10 @@ class Explainer:
                     for charge, level, gauge in _rows(charges, found)
                 ],
             ],
+            "offline_credit": [
+                {"scope": name, "limit": _decimal(micro)}
+                for name, micro in _credits(principal).items()
+            ],
             "refusals": _refusals(self._refusals.recent(key_id)),
         }
 
@@ -166,6 +170,16 @@ class Explainer:
             ],
             "refusals": _refusals(self._refusals.recent(key.id)),
         }
+
+
+def _credits(principal: Principal) -> dict[str, int]:
+    """Whose money may be spent while the store is away, and how much."""
+    tenant, project = principal.tenant, principal.project
+    named = (
+        (f"tenant {tenant.name}", tenant.offline_credit_micro),
+        (f"project {tenant.name}/{project.name}", project.offline_credit_micro),
+    )
+    return {name: micro for name, micro in named if micro is not None}
 
 
 def _may_use(principal: Principal, model: str) -> bool:

@@ -158,6 +158,7 @@ class Inference:
                 slot = self._desk.claim()
                 verdict, charges = await self._reserve(call, slot, terms, intent, started_ms)
             except _Spilled:
+                self._give_back(call)
                 terms = everybodys
                 intent = await self._plan(terms, envelope, call.request.body)
                 slot = self._desk.claim()
@@ -244,9 +245,14 @@ class Inference:
 
     def _put_back(self, call: Call, principal: Principal) -> None:
         """It was not admitted: what it drew goes back, and its key may come again."""
-        if call.draw is not None:
-            self._admission.put_back(call.request_id, call.draw)
+        self._give_back(call)
         self._claims.give_back(call, principal)
+
+    def _give_back(self, call: Call) -> None:
+        """What it drew from leases, once."""
+        draw, call.draw = call.draw, None
+        if draw is not None:
+            self._admission.put_back(call.request_id, draw)
 
     def _refuse_unbilled(self, principal: Principal) -> None:
         """Endings that bill nothing are free work, so they are bounded too."""
@@ -472,7 +478,8 @@ class Inference:
             else:
                 self._admission.settle(call.request_id, call.draw, closing.shared)
         if not exchange.epoch:
-            self._admission.ended(exchange.principal, exchange.request_id)
+            charged = () if record is None else closing.settlement.charged
+            self._admission.ended(exchange.principal, exchange.request_id, charged)
         self._learn(call, exchange)
         if record is None:
             self._claims.give_back(call, exchange.principal)

@@ -30,7 +30,7 @@ from gateway.store import catalog, changes, contracts
 from gateway.store.accounts import models_of
 from gateway.store.credit import DEFAULT_CURRENCY, NANO_PER_MICRO
 from gateway.store.database import Database
-from gateway.store.limits import LimitName, LimitValue, read_limits, read_limits_of
+from gateway.store.limits import OFFLINE, LimitName, LimitValue, read_limits, read_limits_of
 from gateway.store.schema import (
     endpoints,
     key_secrets,
@@ -135,6 +135,7 @@ class Loader:
                     pays=contract is not None and contract.pays,
                     **_own_prices(near, tenant_id),
                     throughput=_throughput(near, tenant_id, name),
+                    offline_credit_micro=_credit(near, tenant_id),
                     **found,
                 )
             case "project":
@@ -144,6 +145,7 @@ class Loader:
                     tenant_id=_int(row["tenant_id"]),
                     name=str(row["name"]),
                     usage_cost=bool(row["usage_cost"]),
+                    offline_credit_micro=_credit(near, _int(row["id"])),
                     **_limits(near, "project", _int(row["id"]), shown),
                 )
             case "key":
@@ -259,6 +261,8 @@ def _limits(near: "_Near", kind: str, row_id: int, shown: str) -> _Limits:
     of_models: dict[int, list[Limit]] = {}
     scope = f"{kind[0]}{row_id}"
     for name, value, version in near.limits.get(row_id, ()):
+        if name.window == OFFLINE:
+            continue  # nothing is charged to it: see _credit
         if name.each:
             users.append(_limit(f"{scope}u", f"end user of {shown}", name, value, version))
         elif name.model_id:
@@ -274,6 +278,12 @@ def _limits(near: "_Near", kind: str, row_id: int, shown: str) -> _Limits:
         "model_limits": {model_id: tuple(each) for model_id, each in of_models.items()},
         "user_limits": tuple(users),
     }
+
+
+def _credit(near: "_Near", row_id: int) -> int | None:
+    """Money of the scope that may be spent while the store is away, in micro-units."""
+    rows = near.limits.get(row_id, ())
+    return next((value.value for name, value, _ in rows if name.window == OFFLINE), None)
 
 
 def _balance(contract: Contract | None, shown: str) -> tuple[Limit, ...]:

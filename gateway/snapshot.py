@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from quotas.limits import Limit
+from quotas.offline import Credits
 from quotas.pricing import DEFAULT_TIER, Price
 from routing.topology import Pool
 
@@ -47,12 +48,13 @@ class TenantDoc(_Scope, frozen=True, kw_only=True):
     """``time_zone``: in which its days, weeks and months begin; ``currency``: of its contract and
     budgets. ``pays``: it has a contract under which something is owed. ``prices``: what it pays for a
     model, by the model's id, in place of everybody's price; ``tiers``: the same by tier, of the others
-    than the default. ``throughput``: what it has reserved, by
-    the model's id.
+    than the default. ``throughput``: what it has reserved, by the model's id.
+    ``offline_credit_micro``: money that may be spent while the store is away.
     """
 
     id: int
     name: str
+    offline_credit_micro: int | None = None
     time_zone: str = "UTC"
     currency: str = "USD"
     pays: bool = False
@@ -68,6 +70,7 @@ class ProjectDoc(_Scope, frozen=True, kw_only=True):
     tenant_id: int
     name: str
     usage_cost: bool = False
+    offline_credit_micro: int | None = None
 
 
 class SecretDoc(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,11 +148,12 @@ class Move(msgspec.Struct, frozen=True, array_like=True):
 
 class Principal:
     """Who calls: a key with its project and tenant, and every limit that applies, tenant first.
+    ``credits``: what of their money may be spent while the store is away.
 
     ``limits``: whatever the model. ``terms`` is ``gateway.terms``' memory, by model id.
     """
 
-    __slots__ = ("key", "limits", "project", "tag", "tenant", "terms")
+    __slots__ = ("credits", "key", "limits", "project", "tag", "tenant", "terms")
 
     def __init__(self, key: KeyDoc, project: ProjectDoc, tenant: TenantDoc) -> None:
         self.key = key
@@ -158,6 +162,16 @@ class Principal:
         self.limits = tenant.limits + project.limits + key.limits
         self.tag = f"t{tenant.id}"
         self.terms: dict[object, Any] = {}  # by model id, or model id and tier
+        self.credits: Credits = tuple(
+            [
+                (scope, micro)
+                for scope, micro in (
+                    (self.tag, tenant.offline_credit_micro),
+                    (f"p{project.id}", project.offline_credit_micro),
+                )
+                if micro is not None
+            ]
+        )
 
     def price_of(self, model: ModelDoc, tier: str = DEFAULT_TIER) -> Price | None:
         """What the tenant pays for a model in a tier: its own price, else everybody's."""

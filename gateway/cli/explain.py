@@ -59,6 +59,8 @@ def _say(found: dict[str, Any]) -> None:
         click.echo(f"it {fits} the tenant's reserved throughput (overflow: {sold['overflow']})")
     limits = [*(sold["limits"] if sold else ()), *found["limits"]]
     print_table(map(_limit, limits), LIMITS, "no limits apply")
+    for credit in found["offline_credit"]:
+        click.echo(f"while the store is away: {credit['limit']} of {credit['scope']}'s money")
     if found["refusals"]:
         click.echo("\nlast refusals")
         print_table(map(_refusal, found["refusals"][:REFUSALS_SHOWN]), REFUSALS, "")

@@ -121,7 +121,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _value(name: str, text: str) -> object:
     """Budgets are exact decimals and travel as text."""
-    if name.startswith("budget"):
+    if name.startswith("budget") or name == "offline_credit":
         return text
     if not text.isdigit():
         raise CommandFailed(f"{name}={text}: expected a whole number", EXIT_USAGE)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.declared.limits import DECLARED_AS, NAMES, ScopeLimits, shown
+from gateway.declared.limits import CREDIT_OF, DECLARED_AS, NAMES, ScopeLimits, shown
 from gateway.store import changes
 from gateway.store.accounts import NotFound, live_id
 from gateway.store.database import Database
@@ -70,6 +70,10 @@ class LimitsDesk:
             kind, scope_id = await find_scope(connection, wanted.path)
             if kind in SHARED_KINDS:
                 _check_shared(wanted)
+            elif wanted.limits.offline_credit and (
+                kind == "key" or wanted.model is not None or wanted.end_user
+            ):
+                raise ValueError(CREDIT_OF)
             model_id = await self._model_id(connection, wanted.model)
             each = "user" if wanted.end_user else ""
             values: dict[LimitName, LimitValue] = {

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from gateway.declared.contracts import ContractPart, CostPart, SharePart, check_shares
-from gateway.declared.limits import LimitsPart, ScopeLimits, SharedLimits
+from gateway.declared.limits import KeyLimits, LimitsPart, ScopeLimits, SharedLimits
 from gateway.declared.prices import DecimalPrice, PricePart, TimeZone, WhenPart
 from gateway.declared.sinks import SinkPart, WebhookPart
 from gateway.wire.dial import parse_endpoint
@@ -110,7 +110,7 @@ class KeyPart(_Part):
     name: Name
     models: list[ModelName] | None = None
     expires: Expiry | None = None
-    limits: LimitsPart = LimitsPart()
+    limits: KeyLimits = KeyLimits()
 
 
 class ProjectPart(_Part):

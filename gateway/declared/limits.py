@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.store.limits import LimitName, LimitValue
+from gateway.store.limits import OFFLINE, LimitName, LimitValue
 from quotas.errors import MoneyError
 from quotas.limits import MAX_EXACT
 from quotas.money import parse_amount
@@ -32,12 +32,14 @@ NAMES: dict[str, tuple[str, str]] = {
     "budget_per_week": ("money", "week"),
     "budget_per_month": ("money", "month"),
     "budget_lifetime": ("money", "lifetime"),
+    "offline_credit": ("money", OFFLINE),
 }
 DECLARED_AS = {what: name for name, what in NAMES.items()}
 #: Windows whose limits may be shared between processes while the store is away.
 SHARED = frozenset(("minute", "now"))
 NANO_PER_MICRO = 1000
 PERMILLE = 1000
+CREDIT_OF = "offline_credit is of a tenant or a project as a whole"
 Rate = Annotated[int, Field(ge=1, le=10**11, strict=True)]  # quotas.buckets counts exactly to there
 Count = Annotated[int, Field(ge=1, le=MAX_EXACT, strict=True)]
 Holds = Annotated[int, Field(ge=0, le=10**9, strict=True)]
@@ -129,6 +131,16 @@ class BudgetPart(_Written):
         return LimitValue(parse_amount(self.limit) // NANO_PER_MICRO, shadow=self.shadow)
 
 
+class CreditPart(_Written):
+    """Spent while the store is away; there is nothing to try in the shadow."""
+
+    shadow: Literal[False] = False
+    limit: Amount
+
+    def row(self) -> LimitValue:
+        return LimitValue(parse_amount(self.limit) // NANO_PER_MICRO)
+
+
 _Rate = Annotated[RatePart, BeforeValidator(_written_out)] | None
 _InputRate = Annotated[InputRatePart, BeforeValidator(_written_out)] | None
 _Quota = Annotated[QuotaPart, BeforeValidator(_written_out)] | None
@@ -161,6 +173,7 @@ class ScopeLimits(BaseModel):
     budget_per_week: _Budget = None
     budget_per_month: _Budget = None
     budget_lifetime: _Budget = None
+    offline_credit: Annotated[CreditPart, BeforeValidator(_written_out)] | None = None
     requests_burst: Rate | None = None  # of requests_per_minute, where that is a bare number
     tokens_burst: Rate | None = None
 
@@ -189,8 +202,8 @@ class SharedLimits(ScopeLimits):
 
     @model_validator(mode="after")
     def _no_money(self) -> "SharedLimits":
-        for name in NAMES:
-            if name.startswith("budget") and getattr(self, name) is not None:
+        for name, (dimension, _) in NAMES.items():
+            if dimension == "money" and getattr(self, name) is not None:
                 raise ValueError(f"{name}: money is limited for tenants, projects and keys")
         return self
 
@@ -206,6 +219,12 @@ class LimitsPart(ScopeLimits):
 
     models: dict[str, ScopeLimits] = {}
     end_user: ScopeLimits = ScopeLimits()
+
+    @model_validator(mode="after")
+    def _credit_is_whole(self) -> "LimitsPart":
+        if any(each.offline_credit for each in (*self.models.values(), self.end_user)):
+            raise ValueError(CREDIT_OF)
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -226,6 +245,16 @@ class LimitsPart(ScopeLimits):
         for what, value in self.end_user.values().items():
             found[LimitName(*what, each="user")] = value
         return found
+
+
+class KeyLimits(LimitsPart):
+    """Those of a key."""
+
+    @model_validator(mode="after")
+    def _no_credit(self) -> "KeyLimits":
+        if self.offline_credit is not None:
+            raise ValueError(CREDIT_OF)
+        return self
 
 
 def shown(name: LimitName, value: LimitValue) -> dict[str, object]:

@@ -21,6 +21,8 @@ SHARED_TABLES = {"pool": pools, "model": models}
 #: Scopes whose limits all tenants share; they are one document.
 SHARED_KINDS = ("platform", "pool", "model")
 PLATFORM_ID = 1
+#: The window of money that a tenant or project may spend while the store is away.
+OFFLINE = "offline"
 
 
 class LimitName(msgspec.Struct, frozen=True):

@@ -25,6 +25,7 @@ HELP = {
     "tf_shadow_refusals_total": "Requests that a shadow limit would have refused, by scope and dimension.",
     "tf_lease_draws_total": "Requests under limits that all tenants share, by how their units were had.",
     "tf_lease_units": "Units of limits that all tenants share held here unspent, by scope and dimension.",
+    "tf_offline_credit_micro": "The most of one credit spent without the store and not yet seen by it, in micro-units.",
     "tf_processes_known": "Data processes that share the store, as last known.",
     "tf_settle_lag_seconds": "Age of the oldest settlement not yet acknowledged.",
     "tf_journal_bytes": "Bytes in the journals of this host not yet freed.",

@@ -9,8 +9,10 @@ from gateway.balances import Balances
 from gateway.leases import Leases
 from gateway.snapshot import KeyDoc, Principal, ProjectDoc, TenantDoc
 from gateway.telemetry.counters import Counters
+from quotas.calendar import periods_at
 from quotas.errors import StoreUnavailable
 from quotas.limits import Charge, Limit, Verdict
+from quotas.ports import Seed
 from quotas.store.memory import MemoryStore
 from tests.support.until import until
 
@@ -112,6 +114,7 @@ class Bench:
         self.now_ms = NOW_MS
         balances = Balances(self.store, None, list)  # type: ignore[arg-type]
         self.now_s = 0.0
+        self.reached = True
         self.leases = Leases(
             self.store, Counters(), name="p", processes=lambda: 1, monotonic=lambda: self.now_s
         )
@@ -121,6 +124,7 @@ class Bench:
             self.leases,
             processes=lambda: 1,
             unix_ms=lambda: self.now_ms,
+            reached=lambda: self.reached,
         )
 
     def reserve(self, request_id, amount, limit):
@@ -171,7 +175,7 @@ async def test_an_ended_requests_own_settle_is_the_only_one(bench):
     await bench.reserve("r0", 1, limit)
     bench.now_ms += 60_000
     assert (await bench.reserve("r1", 400, limit)).admitted
-    bench.admission.ended(PRINCIPAL, "r1")
+    bench.admission.ended(PRINCIPAL, "r1", ())
     bench.store.away = False
     await until(lambda: not bench.admission.away)
 
@@ -230,3 +234,57 @@ async def test_what_was_shared_without_the_store_is_charged_to_its_own_tag(bench
     assert owed == [("A", "r1+", 150), ("A", "r3+", 100)]
     seen = await bench.store.inspect("A", (Charge(limit, 0),))
     assert seen.verdict.levels[0].remaining == 600 - 250
+
+
+BUDGET = Limit("k3", "key", "money", "quota", 10**9, 0, 1, "lifetime")
+PERIODS = periods_at("lifetime", NOW_MS)
+PAYER = Principal(
+    KeyDoc(id=3, project_id=2, name="c", path="a/b/c", secrets=()),
+    ProjectDoc(id=2, tenant_id=1, name="b"),
+    TenantDoc(id=1, name="a", offline_credit_micro=1_000),
+)
+
+
+def money(bench, request_id, micro, principal=PAYER):
+    charges = (Charge(BUDGET, micro, PERIODS),)
+    return bench.admission.reserve(principal, request_id, charges, 60)
+
+
+async def used(bench):
+    seen = await bench.store.inspect("t1", (Charge(BUDGET, 0, PERIODS),))
+    return seen.gauges[0].used
+
+
+async def test_money_is_spent_without_the_store_on_a_configured_credit_alone(bench):
+    epoch = await bench.store.epoch("t1")
+    await bench.store.seed("t1", epoch, (Seed(BUDGET, 0, PERIODS.this_id),))
+    bench.store.away = True
+    with pytest.raises(StoreUnavailable):
+        await money(bench, "r0", 10, PRINCIPAL)
+    assert (await money(bench, "r1", 600)).admitted
+    with pytest.raises(NotAsked):
+        await money(bench, "r2", 401)
+    assert (await money(bench, "r3", 400)).admitted
+    bench.admission.ended(PAYER, "r3", (Charge(BUDGET, 100, PERIODS),))
+    assert bench.admission.on_credit_micro == 700
+    assert (await money(bench, "r4", 300)).admitted
+    bench.store.away = False
+    await until(lambda: not bench.admission.away)
+    assert await used(bench) == 900  # r1 and r4 are open; r3's own settle says what it was
+
+    bench.store.away = True
+    with pytest.raises(StoreUnavailable):
+        await money(bench, "r5", 1)  # a store that comes and goes gives no credit twice
+    bench.store.away = False
+    await until(lambda: not bench.admission.away)
+    assert (await money(bench, "r6", 1)).admitted
+    assert bench.admission.on_credit_micro == 0
+    bench.store.away = True
+    assert (await money(bench, "r7", 1_000)).admitted
+
+
+async def test_a_process_that_never_reached_the_store_gives_no_credit(bench):
+    bench.reached = False
+    bench.store.away = True
+    with pytest.raises(StoreUnavailable):
+        await money(bench, "r1", 1)

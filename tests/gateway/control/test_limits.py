@@ -152,3 +152,15 @@ async def test_a_share_of_nothing_is_refused(
 ) -> None:
     with pytest.raises((NotFound, ValueError), match=said):
         await bench.change(path, **fields)
+
+
+async def test_a_credit_for_outages_is_set_like_a_limit(bench: Bench) -> None:
+    await bench.change("acme", limits={"offline_credit": "2.50"})
+    assert ("acme", "offline_credit", "2.50") in await bench.names("acme")
+    snapshot = await bench.snapshot()
+    assert [each.offline_credit_micro for each in snapshot.tenants.values()] == [2_500_000]
+    with pytest.raises(ValueError, match="of a tenant or a project"):
+        await bench.change("acme/bot/any", limits={"offline_credit": "2.50"})
+    await bench.change("acme", remove=["offline_credit"])
+    snapshot = await bench.snapshot()
+    assert [each.offline_credit_micro for each in snapshot.tenants.values()] == [None]

@@ -216,3 +216,18 @@ async def test_limits_that_all_tenants_share_are_what_the_file_says(db: Database
 async def test_money_is_not_shared_by_all_tenants(db: Database) -> None:
     with pytest.raises(DeclaredError, match="budget_per_day: money is limited for tenants"):
         await apply(db, full() | {"limits": {"budget_per_day": "1.00"}})
+
+
+async def test_a_credit_for_outages_is_of_a_tenant_or_project(db: Database) -> None:
+    document = full()
+    document["tenants"][0]["limits"]["offline_credit"] = "5.00"
+    document["tenants"][0]["projects"][0]["limits"]["offline_credit"] = "0.50"
+    await apply(db, document)
+    snapshot = await loaded(db)
+    principal = snapshot.principal(next(iter(snapshot.keys)))
+    assert principal is not None
+    assert [micro for _, micro in principal.credits] == [5_000_000, 500_000]
+    assert not any(each.window == "offline" for each in principal.limits)
+    document["tenants"][0]["projects"][0]["keys"][0]["limits"] = {"offline_credit": "1.00"}
+    with pytest.raises(DeclaredError, match="offline_credit is of a tenant or a project"):
+        await apply(db, document)

@@ -68,6 +68,7 @@ def test_models_and_end_users_have_limits_of_their_own() -> None:
         ({"budget_per_day": 12.5}, "quotes"),
         ({"budget_per_day": "-1"}, "negative"),
         ({"budget_per_day": {"limit": "1", "outage": "local_share"}}, "budget_per_day.outage"),
+        ({"offline_credit": {"limit": "1", "shadow": True}}, "offline_credit.shadow"),
         ({"tokens_per_year": 5}, "tokens_per_year"),
         ({"models": {"llama": {"models": {}}}}, "models.llama.models"),
     ],
@@ -82,7 +83,7 @@ def test_a_fault_names_its_place(limits: dict[str, Any], path: str) -> None:
 
 def test_what_is_shown_can_be_declared_again() -> None:
     for name, (dimension, window) in NAMES.items():
-        value = LimitValue(1_500_000, shadow=True)
+        value = LimitValue(1_500_000, shadow=name != "offline_credit")
         said = shown(LimitName(dimension, window), value)
         assert rows(**{name: said}) == {LimitName(dimension, window): value}
     assert shown(LimitName("money", "day"), LimitValue(1_500_000)) == {"limit": "1.50"}
