@@ -83,7 +83,7 @@ class Leases:
             lacking = lease.draw(charge.amount, now_s)
             if lacking:
                 draw.lacking.append((index, lacking))
-            elif not away:
+            elif lease.left < lease.low and not away:
                 self._top_up(lease, now_s)
         if not draw.lacking:
             self.count("covered")
@@ -156,7 +156,9 @@ class Leases:
             if now_s >= lease.ends_s:
                 self._retire(name, lease)
                 continue
-            self._tell(lease, lease.give_back(lease.keep(processes, now_s)))
+            keep = lease.keep(processes, now_s)
+            lease.low = keep // 2
+            self._tell(lease, lease.give_back(keep))
             if lease.idle and not lease.left:
                 del self._leases[name]
         for lease in list(self._retired):
@@ -299,7 +301,8 @@ class Leases:
         if lease.topping or now_s < lease.wait_s:
             return
         keep, left = lease.keep(self._processes(), now_s), max(0, lease.left)
-        if left >= keep // 2:
+        lease.low = keep // 2
+        if left >= lease.low:
             return
         lease.topping = True
         work = self._topped(lease, keep - left)

@@ -7,6 +7,7 @@ Starts a Valkey of its own on loopback and shows:
     histories   random steps on both stores side by side, answers and sums compared
     retry-after random states: a client that waits exactly so long, alone, is admitted
     shared      the same clients drawing on leases of a platform's tokens and a pool's slots, in three modes
+    storms      a client that leaves before the first frame for ever, and what of the engine it gets
     cancels     reserves cancelled or timed out: wrong replies, leaked holds
     outage      a gateway whose store is stopped, and killed, for a minute: rates go on, money does not
     rebuild     10,000 tenants' balances lost with the store: until all of them are served again
@@ -19,13 +20,17 @@ Exits 1 when a promise is not kept.
 
 import argparse
 import asyncio
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import uvloop
 
-from loadtests import leases
+from gateway.demo.works import Faults
+from loadtests import leases, storm
 from loadtests.cancels import cancel
 from loadtests.histories import walk
 from loadtests.honesty import dishonest
@@ -33,9 +38,12 @@ from loadtests.outage import break_off
 from loadtests.overshoot import MODES, Setting, run
 from loadtests.pace import pace
 from loadtests.rebuild import rebuild
+from tests.support.engine_thread import EngineThread
+from tests.support.gateway import running
 from tests.support.valkey import Valkey, serving
 
 STEPS_EACH = 40
+STORM_S = 10.0
 #: Of an admission at 1,000 a second, and of the server's time, on a machine that does nothing else.
 MOST_P99_MS, MOST_RESERVE_US = 3.0, 40.0
 MOST_REBUILD_S = 10.0
@@ -72,6 +80,7 @@ def main() -> int:
             "cancels": lambda: cancels(server, told.cancels),
             "outage": lambda: outage(told.outage),
             "rebuild": lambda: rebuilt(server, told.tenants),
+            "storms": storms,
             "pace": lambda: steady(server, told.pace),
         }
         if unknown := set(told.rows) - set(rows):
@@ -182,6 +191,26 @@ def steady(server: Valkey, seconds: float) -> bool:
         f" server {seen.reserve_us:.0f} us a reserve, {seen.settle_us:.0f} us a settle"
     )
     return p99 <= MOST_P99_MS and seen.reserve_us <= MOST_RESERVE_US
+
+
+def storms() -> bool:
+    """Through a whole gateway, with a store of its own."""
+    engines = EngineThread()
+    folder = Path(tempfile.mkdtemp(prefix="storm"))
+    try:
+        engine = engines.start(token_ms=1.0, faults=Faults(delay_s=storm.SILENCE_S))
+        with running(folder / "data", unbilled_endings_per_minute=0, access_log="false") as gateway:
+            keys = gateway.apply(storm.declared(engine.url))["keys"]
+            held = asyncio.run(storm.rage(gateway, engine, keys[0]["secret"], STORM_S))
+            free = asyncio.run(storm.rage(gateway, engine, keys[1]["secret"], STORM_S))
+    finally:
+        engines.close()
+        shutil.rmtree(folder, ignore_errors=True)
+    print(
+        f"abort storm         {held.reached} of {held.sent} reached the engine, {held.allowed:.0f} may; "
+        f"without limits {free.reached} of {free.sent}"
+    )
+    return held.reached <= held.allowed < free.reached
 
 
 if __name__ == "__main__":

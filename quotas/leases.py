@@ -51,7 +51,9 @@ def size_of(limit: Limit, processes: int) -> int:
 
 
 class Lease:
-    """Mutable. ``asking``: units that draws wait for; ``topping``: more is being taken in advance."""
+    """Mutable. ``asking``: units that draws wait for; ``topping``: more is being taken in advance,
+    as it is when less than ``low`` is left.
+    """
 
     __slots__ = (
         "_demand",
@@ -64,6 +66,7 @@ class Lease:
         "epoch",
         "left",
         "limit",
+        "low",
         "out",
         "retired",
         "spent",
@@ -77,6 +80,7 @@ class Lease:
         self.epoch = ""
         self.chunks: list[Chunk] = []
         self.left = 0
+        self.low = 0
         self.out = 0
         self.spent = 0
         self.asking = 0
