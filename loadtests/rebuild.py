@@ -171,7 +171,12 @@ async def _processes(
             monotonic=time.monotonic,
         )
         admission = Admission(
-            store, balances, leases, processes=lambda: PROCESSES, unix_ms=_unix_ms
+            store,
+            balances,
+            leases,
+            processes=lambda: PROCESSES,
+            unix_ms=_unix_ms,
+            reached=lambda: True,
         )
         made.append((store, admission))
     await until(lambda: all(link.connected for link in links))

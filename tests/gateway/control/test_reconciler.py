@@ -107,11 +107,12 @@ async def test_other_hosts_get_the_time_to_ship_what_ended_before_the_engine_res
     several = Bench(bench.db, tmp_path, others=True)
     several.rest(0, 0)
     await differences(several)
+    several.reconciler.others_ship_s = 2.0
     began_ms = several.now_ms
     several.now_ms += 200
     several.rest(10, 3)
     judging = asyncio.create_task(differences(several))
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0.3)
     several.now_ms = began_ms
     await several.answered(10, 3)  # by another host, which ships a moment later
     assert await judging == [(0, 0)]
