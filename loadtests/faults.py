@@ -413,6 +413,7 @@ async def run(plan: Plan, folder: Path) -> Report:
         try:
             await trouble.everything()
             await until(lambda: _seen(place) > plan.requests, "all requests", 3600)
+            await place.balances_known()
         finally:
             weather.cancel()
             trouble.over.set()

@@ -25,7 +25,7 @@ from gateway.store.schema import publishers, tenants
 from loadtests.auditor import Books, close_months, read_books
 from loadtests.crowd import MODEL
 from loadtests.tap import Tap
-from quotas.limits import Charge, Limit
+from quotas.limits import Charge, Gauge, Limit
 from quotas.store.redis import RedisStore
 from tests.support.gateway import TOKENFACTORY, Gateway, processes_of
 from tests.support.postgres import Postgres
@@ -252,6 +252,20 @@ class Site:
 
     async def balance_micro(self, tenant_id: int) -> int | None:
         """Settled money in the store; None where there is none, or some of it is held."""
+        gauge = await self._balance(tenant_id)
+        return None if gauge.held else gauge.balance
+
+    async def balances_known(self, patience_s: float = 60.0) -> None:
+        """Until the store has every balance again, which it lost and requests have counted anew. Call
+        it while there are requests. Raises ``TimeoutError``.
+        """
+        ids = (await self.books()).tenants
+        async with asyncio.timeout(patience_s):
+            for name in ("ahead", "after"):
+                while (await self._balance(ids[name])).balance is None:  # noqa: ASYNC110 -- another process's
+                    await asyncio.sleep(0.25)
+
+    async def _balance(self, tenant_id: int) -> Gauge:
         store = RedisStore(self.valkey.tcp_url, name="auditor", owner="auditor", timeout_s=5)
         await store.start()
         try:
@@ -259,7 +273,7 @@ class Site:
             said = await store.inspect(f"t{tenant_id}", (Charge(limit, 0),))
         finally:
             await store.close()
-        return None if said.gauges[0].held else said.gauges[0].balance
+        return said.gauges[0]
 
     async def books(self, *, close: bool = False) -> Books:
         """What the database has of money; with ``close``, after closing every month."""
