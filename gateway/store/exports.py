@@ -13,16 +13,14 @@ from sqlalchemy import Select, case, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.schema import (
-    keys,
     models,
     postings,
-    price_versions,
-    projects,
     publishers,
     statements,
     tenants,
     usage_records,
 )
+from gateway.store.usage import named_records
 from quotas.entries import TENANT_ACCOUNTS
 
 #: Charges that are no record's own: a record's first charge is in its row.
@@ -47,19 +45,7 @@ async def records_after(
     if payload:
         columns.append(usage_records.c.payload)
     query = (
-        select(
-            *columns,
-            tenants.c.name.label("tenant"),
-            projects.c.name.label("project"),
-            keys.c.name.label("key"),
-            models.c.name.label("model"),
-            price_versions.c.version.label("price_version"),
-        )
-        .outerjoin(tenants, usage_records.c.tenant_id == tenants.c.id)
-        .outerjoin(projects, usage_records.c.project_id == projects.c.id)
-        .outerjoin(keys, usage_records.c.key_id == keys.c.id)
-        .outerjoin(models, usage_records.c.model_id == models.c.id)
-        .outerjoin(price_versions, usage_records.c.price_id == price_versions.c.id)
+        named_records(*columns)
         .where(usage_records.c.id > after_id)
         .order_by(usage_records.c.id)
         .limit(limit)

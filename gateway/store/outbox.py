@@ -6,25 +6,20 @@ here: cursors (``gateway.store.sinks``), who sends (``gateway.control.deliveries
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
-from sqlalchemy import RowMapping, Select, case, func, select, text
+from sqlalchemy import RowMapping, case, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.events import Event, Names, correction_event, usage_event
 from gateway.store.database import Database
 from gateway.store.schema import (
     alerts,
-    keys,
-    models,
     postings,
-    price_versions,
-    projects,
-    tenants,
     usage_records,
 )
 from gateway.store.sinks import Cursor
+from gateway.store.usage import named_records
 from quotas.entries import TENANT_ACCOUNTS
 from quotas.record import decode
 
@@ -66,7 +61,11 @@ async def next_alerts(db: Database, cursor: Cursor, limit: int) -> Page:
 
 
 async def _records(connection: AsyncConnection, cursor: Cursor, limit: int) -> list[Item]:
-    query = _named().where(usage_records.c.id > cursor.record_id).order_by(usage_records.c.id)
+    query = (
+        named_records(usage_records)
+        .where(usage_records.c.id > cursor.record_id)
+        .order_by(usage_records.c.id)
+    )
     rows = (await connection.execute(query.limit(limit))).mappings()
     items = []
     for row in rows:
@@ -123,27 +122,9 @@ async def _by_request(
 ) -> dict[str, RowMapping]:
     if not request_ids:
         return {}
-    query = _named().where(usage_records.c.request_id.in_(request_ids))
+    query = named_records(usage_records).where(usage_records.c.request_id.in_(request_ids))
     rows = (await connection.execute(query)).mappings()
     return {row["request_id"]: row for row in rows}
-
-
-def _named() -> Select[Any]:
-    return (
-        select(
-            usage_records,
-            tenants.c.name.label("tenant"),
-            projects.c.name.label("project"),
-            keys.c.name.label("key"),
-            models.c.name.label("model"),
-            price_versions.c.version.label("price_version"),
-        )
-        .outerjoin(tenants, usage_records.c.tenant_id == tenants.c.id)
-        .outerjoin(projects, usage_records.c.project_id == projects.c.id)
-        .outerjoin(keys, usage_records.c.key_id == keys.c.id)
-        .outerjoin(models, usage_records.c.model_id == models.c.id)
-        .outerjoin(price_versions, usage_records.c.price_id == price_versions.c.id)
-    )
 
 
 def _names(row: RowMapping) -> Names:

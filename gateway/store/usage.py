@@ -7,7 +7,7 @@ Names are today's, joined by ids that are never reused. Not here: how records co
 import json
 from typing import Any
 
-from sqlalchemy import RowMapping, select
+from sqlalchemy import RowMapping, Select, select
 
 from gateway.store.database import Database
 from gateway.store.ledger import timestamp
@@ -26,13 +26,11 @@ async def find_record(db: Database, request_id: str, key_id: int) -> dict[str, A
     return None if row is None else dict(row)
 
 
-async def read_records(
-    db: Database, *, after_id: int = 0, limit: int = 1000, since_ms: int = 0
-) -> tuple[list[dict[str, Any]], int | None]:
-    """A page, oldest first, with names; and the cursor of the next page, None at the end."""
-    query = (
+def named_records(*columns: Any) -> Select[Any]:
+    """These columns of usage records, each beside the names of what the record's ids stand for."""
+    return (
         select(
-            usage_records,
+            *columns,
             tenants.c.name.label("tenant"),
             projects.c.name.label("project"),
             keys.c.name.label("key"),
@@ -44,6 +42,15 @@ async def read_records(
         .outerjoin(keys, usage_records.c.key_id == keys.c.id)
         .outerjoin(models, usage_records.c.model_id == models.c.id)
         .outerjoin(price_versions, usage_records.c.price_id == price_versions.c.id)
+    )
+
+
+async def read_records(
+    db: Database, *, after_id: int = 0, limit: int = 1000, since_ms: int = 0
+) -> tuple[list[dict[str, Any]], int | None]:
+    """A page, oldest first, with names; and the cursor of the next page, None at the end."""
+    query = (
+        named_records(usage_records)
         .where(usage_records.c.id > after_id, usage_records.c.started_ms >= since_ms)
         .order_by(usage_records.c.id)
         .limit(limit + 1)
