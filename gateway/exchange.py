@@ -254,7 +254,8 @@ class Exchange:
             started_ms=self.started_ms,
             ttft_ms=self._since_arrival_ms(self.first_event_s),
             total_ms=self._since_arrival_ms(now_s),
-            settlement=settlement,
+            epoch=self.epoch,
+            charged=settlement.charged,
         )
         return Closing(record, settlement, shared)
 

@@ -99,8 +99,9 @@ class Forwarder:
             head = self._head(call, engine, len(body))
             # Running counts make a transcript needless; a whole answer is at hand anyway.
             transcribe = mode != "continuous" or not call.streams
-            number = exchange.dispatch(endpoint, self._unix_ms(), transcribe=transcribe)
-            slot.dispatched(number, endpoint.id)
+            now_ms = self._unix_ms()
+            number = exchange.dispatch(endpoint, now_ms, transcribe=transcribe)
+            slot.dispatched(number, endpoint.id, now_ms)
             progress = _Progress(exchange, slot, number, self._monotonic, self._gaps)
             relay = call.relay = self._relay(call, progress, engine, headers)
             watch = progress.watch = self._watch(call, relay)
@@ -114,8 +115,9 @@ class Forwarder:
             if relay.attached:
                 self._wheel.add(TAIL_S, relay.drop)
             if isinstance(outcome, Failed):
-                slot.attempt_failed(number, outcome.status)
-                exchange.fail_attempt(outcome.status, self._unix_ms())
+                now_ms = self._unix_ms()
+                slot.attempt_failed(number, outcome.status, now_ms)
+                exchange.fail_attempt(outcome.status, now_ms)
             return outcome
         finally:
             load.in_flight -= 1

@@ -75,7 +75,8 @@ def record_of(request_id: str) -> Closing:
         started_ms=1_800_000_000_000,
         ttft_ms=80,
         total_ms=1_500,
-        settlement=settlement,
+        epoch=settlement.epoch,
+        charged=charged,
     )  # fmt: skip
     return Closing(record, settlement)
 
@@ -84,7 +85,7 @@ def one_request(desk: Desk, request_id: bytes, closing: Closing) -> None:
     slot = desk.claim()
     slot.reserving(request_id, 1, 2, 3, 4, 5, 0, 1, 1, 500, 256, 1_800_000_000_000)
     slot.reserved("0" * 16)
-    slot.dispatched(0, 6)
+    slot.dispatched(0, 6, 1_800_000_000_004)
     desk.close(slot, closing)
 
 
@@ -124,7 +125,7 @@ def main() -> None:
         slot = desk.claim()
         slot.reserving(bytes(16), 1, 2, 3, 4, 5, 0, 1, 1, 500, 256, 1_800_000_000_000)
         slot.reserved("0" * 16)
-        slot.dispatched(0, 6)
+        slot.dispatched(0, 6, 1_800_000_000_004)
         chunks = [chunks_us(slot, asked.chunks) for _ in range(ROUNDS)]
         desk.drop(slot)
         life.close()

@@ -10,6 +10,11 @@ from quotas.limits import Charge, counted
 from quotas.usage import TokenUsage
 
 
+def tag_of(tenant_id: int) -> str:
+    """The store's tag of a tenant."""
+    return f"t{tenant_id}"
+
+
 def settled_as(request_id: str, epoch: str) -> str:
     """The reservation id of a request's settle. One that was admitted without the store (epoch "")
     has an id of its own: the store may have been asked in vain under the request's, and told to

@@ -4,10 +4,13 @@ What is written to the journal and shipped to the ledger. It names its rows by S
 reused), so a rename changes no history. Not here: the journal's framing (``gateway.metering``).
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
 
+from quotas.charges import settled_as, tag_of
+from quotas.limits import Charge
 from quotas.ports import Settlement
 
 Outcome = Literal[
@@ -21,7 +24,7 @@ Outcome = Literal[
     "refused_by_engine",
 ]
 Source = Literal["engine_final", "engine_partial", "tokenized", "estimated", "none"]
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class AttemptEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -41,8 +44,10 @@ class AttemptEntry(msgspec.Struct, frozen=True, array_like=True):
     choices: int
 
 
-class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """See the module. ``usage`` maps meter to integer: prompt_tokens, cached_tokens,
+class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """See the module. Its bytes are its fields in this order, so a new one comes last, with a default.
+
+    ``usage`` maps meter to integer: prompt_tokens, cached_tokens,
     completion_tokens, reasoning_tokens; ``billed`` maps the price book's meters (input,
     cached_input, output) to units. ``choices`` is per prompt (max of n and best_of): an engine counts
     a prompt once a choice. ``ttft_ms`` is -1 when no event came.
@@ -70,16 +75,21 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     started_ms: int
     ttft_ms: int
     total_ms: int
-    settlement: Settlement | None = None
+    epoch: str | None = None  # of the reservation; None = there was none to settle
+    charged: tuple[Charge, ...] = ()  # true amounts of its limits
+
+    @property
+    def settlement(self) -> Settlement | None:
+        """What the store is told of it: what else that has is in the record already."""
+        if self.epoch is None:
+            return None
+        name = settled_as(self.request_id, self.epoch)
+        return Settlement(tag_of(self.tenant_id), name, self.epoch, self.charged, self.billed)
 
 
-_encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(UsageRecord)
-
-
-def encode(record: UsageRecord) -> bytes:
-    """The record as MessagePack: compact, self-describing, tolerant of added fields."""
-    return _encoder.encode(record)
+#: The record as MessagePack: an array of its fields, tolerant of those added at its end.
+encode: Callable[[UsageRecord], bytes] = msgspec.msgpack.Encoder().encode
 
 
 def decode(payload: bytes) -> UsageRecord:

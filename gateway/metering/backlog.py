@@ -52,7 +52,10 @@ class _Segment:
         self.last = 0
 
 
-class _RequestId(msgspec.Struct):
+class _RequestId(msgspec.Struct, array_like=True):
+    """How a usage record begins."""
+
+    v: int
     request_id: str
 
 
@@ -173,8 +176,8 @@ class Backlog:
             for sequence in unpack_marks(frame.payload):
                 self.unsettled.pop(sequence, None)
             return
-        length = len(frame.payload)
-        entry = Entry(frame.kind, frame.sequence, number, base + frame.end - length, length)
+        at, length = base + frame.payload_at, len(frame.payload)
+        entry = Entry(frame.kind, frame.sequence, number, at, length)
         self.unsettled[frame.sequence] = entry
         if frame.kind == FrameKind.RECORD and frame.sequence > self.shipped:
             self.unshipped.append(entry)

@@ -10,7 +10,6 @@ whole. Not here: what a slot found after a death means (``recovery``), nor anyth
 import mmap
 import os
 import struct
-import time
 from pathlib import Path
 from struct import Struct
 from zlib import crc32
@@ -23,9 +22,9 @@ from gateway.metering.slots import (
     CRC,
     ENDED,
     ENDED_AT,
-    EPOCH,
     EPOCH_AT,
     EPOCH_BYTES,
+    FIRST,
     HALF,
     HALVES_AT,
     IDENTITY,
@@ -39,7 +38,7 @@ from gateway.metering.slots import (
     Torn,
     decode_slot,
 )
-from quotas.record import Outcome, Source
+from quotas.record import UsageRecord
 
 __all__ = [
     "OPERATIONS",
@@ -55,17 +54,25 @@ __all__ = [
 
 #: The slots begin on a page of their own.
 HEADER_BYTES = 4096
-MAGIC = b"TFBOARD\x01"
+MAGIC = b"TFBOARD\x02"
 _HEADER = Struct("<8sIII")
 _OUTCOME_CODE = {name: code for code, name in enumerate(OUTCOMES)}
 _SOURCE_CODE = {name: code for code, name in enumerate(SOURCES)}
-_CLEAN = bytes(SLOT_BYTES - EPOCH_AT)
 #: One more in the 24 bits of a tag that are its sequence.
 _TURN = 1 << 8
+#: A block and its checksum in one store; the identity's clears all that follows it.
+_FRESH = Struct(f"<{IDENTITY.size}sI{SLOT_BYTES - EPOCH_AT}x")
+_CHECKED_HALF = Struct(f"<{COUNTS.size}sI")
+#: What is added to an attempt when it failed; its state follows by itself.
+_FAILED = Struct("<3IH")
+_FAILED_AT, _ATTEMPT_STATE_AT = 8, 23
+_CHECKED_END = Struct(f"<{ENDED.size}sI")
 #: Found once, not at each step of each request.
-_pack_identity, _pack_crc, _pack_counts = IDENTITY.pack, CRC.pack, COUNTS.pack
-_pack_half, _pack_attempt, _pack_epoch = HALF.pack_into, ATTEMPT.pack_into, EPOCH.pack_into
-_pack_ended = ENDED.pack
+_pack_identity, _pack_counts, _pack_ended = IDENTITY.pack, COUNTS.pack, ENDED.pack
+_store_fresh, _store_half = _FRESH.pack_into, _CHECKED_HALF.pack_into
+_store_end, _store_first = _CHECKED_END.pack_into, FIRST.pack_into
+_store_attempt = ATTEMPT.pack_into
+METERS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
 _ATTEMPT_AT = tuple(ATTEMPTS_AT + each * ATTEMPT.size for each in range(ATTEMPTS_MAX))
 
 
@@ -78,11 +85,14 @@ class Slot:
 
     __slots__ = (
         "_base",
+        "_ended_at",
+        "_epoch",
+        "_epoch_at",
         "_free",
         "_generation",
         "_halves",
+        "_identity_at",
         "_map",
-        "_salt",
         "_started_ms",
         "_turn",
         "claimed",
@@ -94,10 +104,12 @@ class Slot:
         self.claimed = False
         self._free = free
         self._map = mapping
-        self._base = HEADER_BYTES + index * SLOT_BYTES
-        self._halves = (self._base + HALVES_AT, self._base + HALVES_AT + HALF.size)
+        base = self._base = HEADER_BYTES + index * SLOT_BYTES
+        self._identity_at, self._epoch_at = base + IDENTITY_AT, base + EPOCH_AT
+        self._halves = (base + HALVES_AT, base + HALVES_AT + HALF.size)
+        self._ended_at = base + ENDED_AT
         self._generation = 0
-        self._salt = 0
+        self._epoch = b""
         self._turn = 0  # the sequence of the last half, where its tag has it
         self._started_ms = 0
 
@@ -119,61 +131,62 @@ class Slot:
         """Who and what, before the store is asked. ``request_id`` is 16 bytes; ``operation`` an
         index into ``OPERATIONS``, perhaps with ``RESERVED_BIT``; ``choices`` a prompt; ``estimate`` and ``cap`` in tokens.
         """
-        mapping, base = self._map, self._base
-        generation = self._generation = (self._generation + 1) & U32
-        self._salt = crc32(_pack_crc(generation))
+        generation = self._generation = self._generation + 1 & U32
         self._turn = 0
         self._started_ms = started_ms
-        fields = (tenant_id, project_id, key_id, model_id, price_id)
         try:
             identity = _pack_identity(
                 operation,
                 choices,
                 generation,
                 request_id,
-                *fields,
+                tenant_id,
+                project_id,
+                key_id,
+                model_id,
+                price_id,
                 prompts,
                 estimate,
                 cap,
                 started_ms,
             )
         except struct.error:  # sizes are the caller's words and may be absurd; ids may not
+            ids = (tenant_id, project_id, key_id, model_id, price_id)
             sizes = (_cut(prompts), _cut(estimate), _cut(cap))
             choices = min(choices, 0xFFFF)
             identity = _pack_identity(
-                operation, choices, generation, request_id, *fields, *sizes, started_ms
+                operation, choices, generation, request_id, *ids, *sizes, started_ms
             )
-        mapping[base + IDENTITY_AT : base + SLOT_BYTES] = (
-            identity + _pack_crc(crc32(identity)) + _CLEAN
-        )
-        mapping[base] = 1
+        mapping = self._map
+        _store_fresh(mapping, self._identity_at, identity, crc32(identity))
+        mapping[self._base] = 1
 
     def reserved(self, epoch: str) -> None:
-        """The store holds the reservation under ``epoch`` (<= 24 ASCII characters)."""
-        name = epoch.encode("ascii")
+        """The store holds the reservation under ``epoch`` (<= 24 ASCII characters). A release asks for
+        no epoch, so it enters the slot with the first attempt.
+        """
+        name = self._epoch = epoch.encode("ascii")
         if len(name) > EPOCH_BYTES:
             raise ValueError(f"an epoch has at most {EPOCH_BYTES} characters, got {len(epoch)}")
-        _pack_epoch(self._map, self._base + EPOCH_AT, name, crc32(name, self._salt))
         self._map[self._base] = 2
 
-    def dispatched(self, attempt: int, endpoint_id: int) -> None:
-        """Attempt number ``attempt`` (0..) is about to send its first byte to the endpoint.
+    def dispatched(self, attempt: int, endpoint_id: int, now_ms: int) -> None:
+        """Attempt number ``attempt`` (0..) is about to send its first byte to the endpoint, at
+        ``now_ms`` (Unix).
 
         Attempts past the fourth overwrite the fourth's entry.
         """
-        _pack_attempt(
-            self._map,
-            self._attempt_at(attempt),
-            endpoint_id,
-            self._since_start_ms(),
-            0,
-            0,
-            0,
-            0,
-            attempt & 0x7F,
-            1,
-        )
-        self._map[self._base] = 3
+        mapping, since_ms = self._map, now_ms - self._started_ms
+        if not 0 <= since_ms <= U32:
+            since_ms = _cut(since_ms)  # a clock that was set
+        if attempt:
+            at, number = self._attempt_at(attempt), attempt & 0x7F
+            _store_attempt(mapping, at, endpoint_id, since_ms, 0, 0, 0, 0, number, 1)
+        else:
+            name = self._epoch
+            check = crc32(name, self._generation)
+            _store_first(mapping, self._epoch_at, name, check, endpoint_id, since_ms, 1)
+        mapping[self._base] = 3
 
     def progress(
         self,
@@ -190,55 +203,44 @@ class Slot:
         turn = self._turn + _TURN & U32
         tag = turn | (attempt & 0x7F) << 1 | (delivered or completion > 0)
         try:
-            check = crc32(_pack_counts(prompt, completion, tag), self._salt)
+            counts = _pack_counts(prompt, completion, tag)
         except struct.error:  # an engine that counts below zero or past 2^32
             self.progress(attempt, _cut(prompt), _cut(completion), delivered)
             return
         self._turn = turn
-        _pack_half(self._map, self._halves[turn >> 8 & 1], prompt, completion, tag, check)
+        _store_half(self._map, self._halves[turn >> 8 & 1], counts, crc32(counts, self._generation))
 
-    def attempt_failed(self, attempt: int, status: int) -> None:
-        """The attempt ended before commit; its counts so far stay with it. 0: no status came."""
-        mapping = self._map
-        at = self._attempt_at(attempt)
-        endpoint, started = ATTEMPT.unpack_from(mapping, at)[:2]
+    def attempt_failed(self, attempt: int, status: int, now_ms: int) -> None:
+        """The attempt ended before commit, at ``now_ms`` (Unix); its counts so far stay with it.
+        ``status`` 0: none came.
+        """
+        mapping, at = self._map, self._attempt_at(attempt)
         half = HALF.unpack_from(mapping, self._halves[self._turn >> 8 & 1])
         prompt, completion = half[:2] if half[2] >> 1 & 0x7F == attempt & 0x7F else (0, 0)
-        _pack_attempt(
-            mapping,
-            at,
-            endpoint,
-            started,
-            self._since_start_ms(),
-            prompt,
-            completion,
-            status & 0xFFFF,
-            attempt & 0x7F,
-            2,
-        )
+        ended_ms = _cut(now_ms - self._started_ms)
+        _FAILED.pack_into(mapping, at + _FAILED_AT, ended_ms, prompt, completion, status & 0xFFFF)
+        mapping[at + _ATTEMPT_STATE_AT] = 2
 
-    def ended(
-        self,
-        outcome: Outcome,
-        source: Source,
-        prompt: int,
-        cached: int,
-        completion: int,
-        reasoning: int,
-        status: int,
-        ttft_ms: int,
-        total_ms: int,
-    ) -> None:
-        """The final counts, before the record is written."""
-        rest = (status & 0xFFFF, _OUTCOME_CODE[outcome], _SOURCE_CODE[source])
+    def ended(self, record: UsageRecord) -> None:
+        """The final counts and the outcome, before the record is written."""
+        usage = record.usage
         try:
-            block = _pack_ended(prompt, cached, completion, reasoning, total_ms, ttft_ms, *rest)
+            block = _pack_ended(
+                usage["prompt_tokens"],
+                usage["cached_tokens"],
+                usage["completion_tokens"],
+                usage["reasoning_tokens"],
+                record.total_ms,
+                record.ttft_ms,
+                record.status,
+                _OUTCOME_CODE[record.outcome],
+                _SOURCE_CODE[record.source],
+            )
         except struct.error:  # an engine's counts, or a clock that was set
-            counts = (_cut(prompt), _cut(cached), _cut(completion), _cut(reasoning))
-            block = _pack_ended(*counts, _cut(total_ms), max(-1, min(ttft_ms, 0x7FFFFFFF)), *rest)
-        at = self._base + ENDED_AT
-        self._map[at : at + 32] = block + _pack_crc(crc32(block, self._salt))
-        self._map[self._base] = 4
+            block = _ended_cut(record)
+        mapping = self._map
+        _store_end(mapping, self._ended_at, block, crc32(block, self._generation))
+        mapping[self._base] = 4
 
     def free(self) -> None:
         """The request has left nothing to do; the slot may be claimed again. Once a claim."""
@@ -250,10 +252,6 @@ class Slot:
 
     def _attempt_at(self, attempt: int) -> int:
         return self._base + (_ATTEMPT_AT[attempt] if attempt < ATTEMPTS_MAX else _ATTEMPT_AT[-1])
-
-    def _since_start_ms(self) -> int:
-        since_ms = int(time.time() * 1000) - self._started_ms
-        return since_ms if 0 <= since_ms <= U32 else _cut(since_ms)  # a clock that was set
 
 
 class Board:
@@ -347,3 +345,11 @@ def _header_check(slots: int) -> int:
 
 def _cut(count: int) -> int:
     return 0 if count < 0 else min(count, U32)
+
+
+def _ended_cut(record: UsageRecord) -> bytes:
+    """The block of an ending whose numbers fit no block."""
+    counts = [_cut(record.usage[name]) for name in METERS]
+    ttft_ms, status = max(-1, min(record.ttft_ms, 0x7FFFFFFF)), record.status & 0xFFFF
+    codes = _OUTCOME_CODE[record.outcome], _SOURCE_CODE[record.source]
+    return _pack_ended(*counts, _cut(record.total_ms), ttft_ms, status, *codes)

@@ -20,14 +20,18 @@ RETRY_AFTER_S = 1.0
 
 
 class Desk:
-    """One per data process."""
+    """One per data process. Its hot path is a straight line of few calls: each costs as much as a store."""
 
     def __init__(self, board: Board, journal: Journal, store: QuotaStore) -> None:
         self._board = board
         self._journal = journal
         self._store = store
         self._waiting: deque[tuple[Slot, Closing]] = deque()
-        self.open = 0
+
+    @property
+    def open(self) -> int:
+        """Slots in use."""
+        return self._board.in_use
 
     def claim(self) -> Slot:
         """A slot for a request about to be reserved. Raises ``NoCapacity``: a request that could
@@ -36,19 +40,17 @@ class Desk:
         slot = self._board.claim() if self._journal.admitting else None
         if slot is None:
             raise NoCapacity(RETRY_AFTER_S)
-        self.open += 1
         return slot
 
     def drop(self, slot: Slot) -> None:
         """Nothing was reserved: the slot is free again."""
         slot.free()
-        self.open -= 1
 
     def give_up(self, slot: Slot, tag: str, reservation_id: str) -> None:
         """Reserved, or maybe reserved, and never dispatched: everything goes back. The slot is free
         once the store has said so: a kill before that is recovered from it.
         """
-        self._store.release(tag, reservation_id, lambda: self.drop(slot))
+        self._store.release(tag, reservation_id, slot.free)
 
     def close(self, slot: Slot, closing: Closing) -> None:
         """Books of an ended exchange. Never raises for want of room: what cannot be written now
@@ -57,42 +59,31 @@ class Desk:
         if closing.record is None:
             self.give_up(slot, closing.settlement.tag, closing.settlement.reservation_id)
             return
-        self.note(slot, closing.record)
+        slot.ended(closing.record)
         self.file(slot, closing)
 
     def note(self, slot: Slot, record: UsageRecord) -> None:
         """The ending into the slot. ``file`` follows, now or once better counts have come; who dies
         between them is recorded as noted.
         """
-        usage = record.usage
-        slot.ended(
-            record.outcome,
-            record.source,
-            usage["prompt_tokens"],
-            usage["cached_tokens"],
-            usage["completion_tokens"],
-            usage["reasoning_tokens"],
-            record.status,
-            record.ttft_ms,
-            record.total_ms,
-        )
+        slot.ended(record)
 
     def file(self, slot: Slot, closing: Closing) -> None:
         """The record into the journal, its settle queued, the slot free; or wait for room."""
-        if not self._write(slot, closing):
+        assert closing.record is not None
+        journal = self._journal
+        try:
+            sequence = journal.append(encode(closing.record))
+        except JournalFull:
             self._waiting.append((slot, closing))
+            return
+        self._store.settle(closing.settlement, partial(journal.mark_settled, sequence))
+        slot.free()
 
     def retry(self) -> None:
-        """Write what found no room before; called on a timer."""
-        while self._waiting and self._write(*self._waiting[0]):
-            self._waiting.popleft()
-
-    def _write(self, slot: Slot, closing: Closing) -> bool:
-        assert closing.record is not None
-        try:
-            sequence = self._journal.append(encode(closing.record))
-        except JournalFull:
-            return False
-        self._store.settle(closing.settlement, partial(self._journal.mark_settled, sequence))
-        self.drop(slot)
-        return True
+        """Write what found no room before, and marks that no group of records took along; called on a
+        timer.
+        """
+        for _ in range(len(self._waiting)):
+            self.file(*self._waiting.popleft())
+        self._journal.write_marks()

@@ -4,31 +4,30 @@ Pure. A torn tail is normal (a kill in mid-write, a power cut), so reading never
 that wants to know whether the tail is clean asks ``is_clean``. The frame (length, sequence,
 checksum, payload) is the write-ahead log's, as in LevelDB's log format, without its blocks.
 
-    0 magic 0xF7   1 version   2 kind   3 zero   4 length u32   8 sequence u64   16 crc32 u32
-    20 payload; the crc covers bytes 0..16 and the payload; integers little-endian
+    0 magic 0xF7   1 version   2 kind   3 zero   4 length u32   8 sequence u64
+    16 payload, and after it the crc32 (u32) of all before it; integers little-endian
 """
 
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from struct import Struct
-from typing import Protocol
 from zlib import crc32
 
 import msgspec
 
 MAGIC = 0xF7
-VERSION = 1
-_HEAD = Struct("<BBBxIQ")
+VERSION = 2
+#: The first four bytes are one number: magic and version, and the kind above them.
+_KIND_SHIFT = 16
+MAGIC_OF = tuple(MAGIC | VERSION << 8 | kind << _KIND_SHIFT for kind in range(256))
+_HEAD = Struct("<IIQ")
 _CRC = Struct("<I")
-FRAME_HEAD_BYTES = _HEAD.size + _CRC.size
+pack_head, pack_crc = _HEAD.pack, _CRC.pack
+FRAME_HEAD_BYTES = _HEAD.size
+#: Of a frame beside its payload.
+FRAME_EXTRA_BYTES = FRAME_HEAD_BYTES + _CRC.size
 PAYLOAD_BYTES_MAX = 1 << 20
-FRAME_BYTES_MAX = FRAME_HEAD_BYTES + PAYLOAD_BYTES_MAX
-
-
-class Buffer(Protocol):
-    """Bytes that may be stored into: a mapped segment."""
-
-    def __setitem__(self, at: slice, data: bytes, /) -> None: ...
+FRAME_BYTES_MAX = FRAME_EXTRA_BYTES + PAYLOAD_BYTES_MAX
 
 
 class FrameKind(IntEnum):
@@ -41,13 +40,19 @@ class FrameKind(IntEnum):
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """A whole frame; ``offset`` and ``end`` are bytes from the segment's start."""
+    """A whole frame; it and its payload begin at ``offset`` and ``payload_at`` and it ends at ``end``, in
+    bytes from the segment's start.
+    """
 
     kind: int
     sequence: int
     payload: bytes
     offset: int
     end: int
+
+    @property
+    def payload_at(self) -> int:
+        return self.offset + FRAME_HEAD_BYTES
 
 
 class Release(msgspec.Struct, frozen=True, array_like=True):
@@ -56,17 +61,9 @@ class Release(msgspec.Struct, frozen=True, array_like=True):
 
 
 def pack_frame(kind: int, sequence: int, payload: bytes) -> bytes:
-    head = _HEAD.pack(MAGIC, VERSION, kind, len(payload), sequence)
-    return head + _CRC.pack(crc32(payload, crc32(head))) + payload
-
-
-def pack_frame_into(buffer: Buffer, at: int, kind: int, sequence: int, payload: bytes) -> None:
-    """The same frame, stored at ``at``; the head last, so that a frame cut off there has none."""
-    length = len(payload)
-    head = _HEAD.pack(MAGIC, VERSION, kind, length, sequence)
-    begin = at + FRAME_HEAD_BYTES
-    buffer[begin : begin + length] = payload
-    buffer[at:begin] = head + _CRC.pack(crc32(payload, crc32(head)))
+    """One frame. Its checksum comes last and in one call: a frame cut off anywhere has none."""
+    body = pack_head(MAGIC_OF[kind], len(payload), sequence) + payload
+    return body + pack_crc(crc32(body))
 
 
 def pack_marks(sequences: Iterable[int]) -> bytes:
@@ -85,17 +82,17 @@ def read_frames(data: bytes, start: int = 0, after: int = 0) -> Iterator[Frame]:
     such a frame was never acknowledged as a whole.
     """
     at, last = start, after
-    while at + FRAME_HEAD_BYTES <= len(data):
-        magic, version, kind, length, sequence = _HEAD.unpack_from(data, at)
+    while at + FRAME_EXTRA_BYTES <= len(data):
+        first, length, sequence = _HEAD.unpack_from(data, at)
+        if first & 0xFF00FFFF != MAGIC_OF[0] or length > PAYLOAD_BYTES_MAX or sequence <= last:
+            return
         begin = at + FRAME_HEAD_BYTES
-        if magic != MAGIC or version != VERSION or length > PAYLOAD_BYTES_MAX or sequence <= last:
+        end = begin + length
+        if end + _CRC.size > len(data) or crc32(data[at:end]) != _CRC.unpack_from(data, end)[0]:
             return
-        payload = data[begin : begin + length]
-        check = crc32(payload, crc32(data[at : at + _HEAD.size]))
-        if len(payload) < length or check != _CRC.unpack_from(data, at + _HEAD.size)[0]:
-            return
-        yield Frame(kind, sequence, payload, at, begin + length)
-        at, last = begin + length, sequence
+        payload = data[begin:end]
+        yield Frame(first >> _KIND_SHIFT & 0xFF, sequence, payload, at, end + _CRC.size)
+        at, last = end + _CRC.size, sequence
 
 
 def read_segment(data: bytes) -> Iterator[Frame]:

@@ -12,7 +12,7 @@ import msgspec
 from gateway.metering.slots import AttemptImage, SlotImage
 from gateway.snapshot import Snapshot
 from gateway.terms import Amounts, Calendars, terms_of
-from quotas.charges import settled_as, true_charges
+from quotas.charges import settled_as, tag_of, true_charges
 from quotas.limits import Charge
 from quotas.money import micro
 from quotas.ports import Settlement
@@ -85,11 +85,6 @@ def context_from(snapshot: Snapshot) -> RecoveryContext:
     return RecoveryContext(charges_of, endpoint_name, meters_of, price_of)
 
 
-def tag_of(image: SlotImage) -> str:
-    """The store's tag of the slot's tenant, as ``Principal`` makes it."""
-    return f"t{image.tenant_id}"
-
-
 def record_of(image: SlotImage, context: RecoveryContext) -> UsageRecord:
     """The record of a slot that was dispatched or ended."""
     settled = _settled(image)
@@ -120,7 +115,8 @@ def record_of(image: SlotImage, context: RecoveryContext) -> UsageRecord:
         started_ms=image.started_ms,
         ttft_ms=ended.ttft_ms if ended else -1,
         total_ms=ended.total_ms if ended else last_known_ms,  # nobody saw the end of a crash
-        settlement=settlement,
+        epoch=image.epoch,
+        charged=settlement.charged,
     )
 
 
@@ -128,7 +124,7 @@ def settlement_of(image: SlotImage, context: RecoveryContext) -> Settlement:
     """What the slot's limits are charged and what it bills, in any state after RESERVED."""
     settled = _settled(image)
     return Settlement(
-        tag_of(image),
+        tag_of(image.tenant_id),
         settled_as(image.request_id, image.epoch),
         image.epoch,
         _charged(image, settled, context),

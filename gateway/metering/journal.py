@@ -14,15 +14,18 @@ import logging
 import mmap
 import os
 import threading
-import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
+from zlib import crc32
 
 from gateway.metering.frames import (
-    FRAME_HEAD_BYTES,
-    PAYLOAD_BYTES_MAX,
+    FRAME_BYTES_MAX,
+    MAGIC_OF,
     FrameKind,
     is_clean,
-    pack_frame_into,
+    pack_crc,
+    pack_head,
     pack_marks,
     read_segment,
 )
@@ -32,8 +35,9 @@ __all__ = ["SEGMENT_BYTES", "Journal", "JournalFull", "read_segment", "segment_p
 SEGMENT_BYTES = 4 << 20
 #: Writes gather this long before their fdatasync begins (promised: <= 10 ms).
 GATHER_S = 0.004
-MARKS_S = 0.1
+#: Of one frame.
 MARKS_MAX = 256
+_RECORD = int(FrameKind.RECORD)
 #: A full disk is asked again this often.
 RETRY_S = 0.5
 
@@ -46,6 +50,10 @@ class JournalFull(Exception):
 
 class Journal:
     """Appends from one thread, syncs from its own. ``background=False``: the owner calls ``flush``.
+
+    ``admitting`` False: the next segment could not be had (or a sync failed), so admit nothing more.
+    ``mark_settled(sequence)``: the settle (or release) of that frame was acknowledged; any thread may
+    say so. Marks are written with the next group of frames, or by ``write_marks``.
 
     Raises ``OSError`` on creation when the first two segments cannot be had.
     """
@@ -60,10 +68,8 @@ class Journal:
     ) -> None:
         self._folder = folder
         self._segment_bytes = segment_bytes
-        self._lock = threading.Lock()  # the frames' order
-        self._allocating = (
-            threading.Lock()
-        )  # the next segment; taken inside the other, never around
+        self._files = threading.Lock()  # which of them are to be synced; appending needs no lock
+        self._allocating = threading.Lock()  # the next segment
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -78,8 +84,9 @@ class Journal:
         self._dirty = False
         self._starved = False
         self._failure: OSError | None = None
-        self._marks: list[int] = []
-        self._marks_due_s = 0.0
+        self._marks: deque[int] = deque()
+        self.mark_settled: Callable[[int], None] = self._marks.append
+        self.admitting = True
         try:
             if resume_after is None:
                 self._begin()
@@ -102,11 +109,6 @@ class Journal:
         return cls(folder, segment_bytes, background=False, resume_after=after)
 
     @property
-    def admitting(self) -> bool:
-        """False: the next segment could not be had (or a sync failed), so admit nothing more."""
-        return not self._starved and self._failure is None
-
-    @property
     def bytes_used(self) -> int:
         """Bytes of frames in the segments that are still there."""
         total = self._position
@@ -116,37 +118,42 @@ class Journal:
                     total += path.stat().st_size
         return total
 
-    def append(self, payload: bytes, kind: int = FrameKind.RECORD) -> int:
+    def append(self, payload: bytes, kind: int = _RECORD) -> int:
         """Write one frame; its sequence. Raises ``JournalFull``, and then nothing was written."""
-        with self._lock:  # the same as _append, in as few steps as there are
-            at = self._position
-            end = at + FRAME_HEAD_BYTES + len(payload)
-            if end > self._limit or len(payload) > PAYLOAD_BYTES_MAX:
-                return self._append(kind, payload)
-            sequence = self._sequence + 1
-            pack_frame_into(self._map, at, kind, sequence, payload)  # type: ignore[arg-type]
-            self._sequence = sequence
-            self._position = end
-            if not self._dirty:
-                self._dirty = True
-                self._wake.set()
-            return sequence
+        sequence = self._sequence + 1
+        body = pack_head(MAGIC_OF[kind], len(payload), sequence) + payload
+        frame = body + pack_crc(crc32(body))  # pack_frame, without the call
+        size, at = len(frame), self._position
+        end = at + size
+        if end > self._limit or size > FRAME_BYTES_MAX:
+            at = self._make_room(size)
+            end = at + size
+        self._map[at:end] = frame  # type: ignore[index]  # mapped, where there is room
+        self._position = end
+        self._sequence = sequence
+        if not self._dirty:  # a group begins
+            self._dirty = True
+            self._wake.set()
+            if self._marks:
+                self.write_marks()
+        return sequence
 
-    def mark_settled(self, sequence: int) -> None:
-        """The settle (or release) of that frame was acknowledged. Written within 100 ms."""
-        with self._lock:
-            self._marks.append(sequence)
-            waiting = len(self._marks)
-            if waiting == 1:
-                self._marks_due_s = time.monotonic() + MARKS_S
-                self._wake.set()
-            elif waiting >= MARKS_MAX:
-                self._write_marks()
+    def write_marks(self) -> None:
+        """Those that came since. Without room they wait: an unmarked settle is repeated, which does no
+        harm.
+        """
+        marks = self._marks
+        while marks:
+            written = [marks.popleft() for _ in range(min(len(marks), MARKS_MAX))]
+            try:
+                self.append(pack_marks(written), FrameKind.MARKS)
+            except JournalFull:
+                marks.extendleft(reversed(written))
+                return
 
     def flush(self) -> None:
         """Marks written and everything synced on return. Raises ``OSError`` when the disk fails."""
-        with self._lock:
-            self._write_marks()
+        self.write_marks()
         self._sync()
 
     def close(self) -> None:
@@ -179,21 +186,13 @@ class Journal:
         self._turn()
         self._ahead = self._allocate()
 
-    def _append(self, kind: int, payload: bytes) -> int:
-        size = FRAME_HEAD_BYTES + len(payload)
-        if size > self._segment_bytes or len(payload) > PAYLOAD_BYTES_MAX:
+    def _make_room(self, size: int) -> int:
+        """Where the frame goes: the beginning of a later segment."""
+        if size > min(self._segment_bytes, FRAME_BYTES_MAX):
             raise ValueError(f"a frame of {size} bytes fits no segment")
         while self._position + size > self._limit:
             self._turn()
-        sequence = self._sequence + 1
-        assert self._map is not None
-        pack_frame_into(self._map, self._position, kind, sequence, payload)
-        self._sequence = sequence
-        self._position += size
-        if not self._dirty:
-            self._dirty = True
-            self._wake.set()
-        return sequence
+        return self._position
 
     def _turn(self) -> None:
         """The segment ahead becomes the current one. Raises ``JournalFull``, changing nothing."""
@@ -202,17 +201,18 @@ class Journal:
                 try:
                     self._ahead = self._allocate()
                 except OSError as error:
-                    self._starved = True
+                    self._starve(starved=True)
                     raise JournalFull("no next segment to be had") from error
             try:
                 fresh = mmap.mmap(self._ahead, 0)
             except OSError as error:
                 raise JournalFull(f"the next segment cannot be mapped: {error.strerror}") from error
-            if self._descriptor >= 0:
-                self._behind.append(self._descriptor)
             self._unmap()
             self._map = fresh
-            self._descriptor, self._ahead = self._ahead, -1
+            with self._files:
+                if self._descriptor >= 0:
+                    self._behind.append(self._descriptor)
+                self._descriptor, self._ahead = self._ahead, -1
         self._segment += 1
         self._position = 0
         self._limit = len(fresh)
@@ -260,22 +260,11 @@ class Journal:
             self._position = end if is_clean(data, end) else self._limit
             self._sequence = max(self._sequence, last.sequence if last else 0)
 
-    def _write_marks(self) -> None:
-        """One frame for all of them, under the lock. Without room they wait: an unmarked settle is
-        repeated, which does no harm.
-        """
-        marks, self._marks = self._marks, []
-        if not marks:
-            return
-        try:
-            self._append(FrameKind.MARKS, pack_marks(marks))
-        except JournalFull:
-            self._marks = marks
-            self._marks_due_s = time.monotonic() + RETRY_S
-
     def _sync(self) -> None:
-        with self._lock:
-            self._dirty = False
+        self._dirty = (
+            False  # before the files are looked at: what is stored from here on begins a group
+        )
+        with self._files:
             behind, self._behind = self._behind, []
             current = self._descriptor
         for descriptor in behind:
@@ -286,40 +275,34 @@ class Journal:
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            self._wake.wait(self._patience_s())
+            self._wake.wait(RETRY_S if self._starved else None)
             if self._closing.wait(GATHER_S):
                 return
             self._wake.clear()
-            with self._lock:
-                if time.monotonic() >= self._marks_due_s:
-                    self._write_marks()
             try:
                 if self._dirty:
                     self._sync()
             except OSError as error:
                 # What the kernel failed to write it may have forgotten: only a new process may go on.
                 self._failure = error
+                self.admitting = False
                 _log.error("the journal cannot be synced: %s", error.strerror)
             self._allocate_ahead()
 
-    def _patience_s(self) -> float | None:
-        if self._starved:
-            return RETRY_S
-        return max(0.001, self._marks_due_s - time.monotonic()) if self._marks else None
-
     def _allocate_ahead(self) -> None:
         with self._allocating:
-            if self._ahead >= 0:
-                self._starved = False
-                return
-            try:
-                self._ahead = self._allocate(written=True)
-            except OSError as error:
-                if not self._starved:
-                    _log.error("no next journal segment: %s; refusing requests", error.strerror)
-                self._starved = True
-            else:
-                self._starved = False
+            if self._ahead < 0:
+                try:
+                    self._ahead = self._allocate(written=True)
+                except OSError as error:
+                    if not self._starved:
+                        _log.error("no next journal segment: %s; refusing requests", error.strerror)
+            self._starve(starved=self._ahead < 0)
+
+    def _starve(self, *, starved: bool) -> None:
+        """Under the lock: whether there is a segment ahead, and so whether to admit."""
+        self._starved = starved
+        self.admitting = not starved and self._failure is None
 
 
 def segment_paths(folder: Path) -> list[Path]:

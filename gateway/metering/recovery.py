@@ -24,10 +24,10 @@ from gateway.metering.inquest import (
     context_from,
     record_of,
     settlement_of,
-    tag_of,
 )
 from gateway.metering.journal import Journal
 from gateway.metering.slots import SlotImage, SlotState, Torn
+from quotas.charges import tag_of
 from quotas.ports import Settlement
 from quotas.record import decode, encode
 
@@ -125,7 +125,7 @@ async def _write_down(
             settlement = settlement_of(image, context)
             journal.append(msgspec.msgpack.encode(settlement), FrameKind.SETTLE)
         elif image.state in (SlotState.RESERVING, SlotState.RESERVED):
-            release = Release(tag_of(image), image.request_id)
+            release = Release(tag_of(image.tenant_id), image.request_id)
             journal.append(msgspec.msgpack.encode(release), FrameKind.RELEASE)
         else:
             journal.append(encode(record_of(image, context)))

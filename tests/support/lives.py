@@ -17,7 +17,6 @@ from gateway.metering.incarnation import Incarnation
 from gateway.metering.inquest import RecoveryContext
 from gateway.terms import DIMENSIONS
 from quotas.limits import Charge, Limit, charges_for
-from quotas.ports import Settlement
 from quotas.record import AttemptEntry, UsageRecord, encode
 
 REQUEST_ID = bytes(range(16))
@@ -47,6 +46,10 @@ def charges(tokens: int) -> tuple[Charge, ...]:
     )
 
 
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
 def final_record(request_id: bytes, prompt: int, completion: int) -> UsageRecord:
     """What the living write of a request that ended well."""
     name = request_id.hex()
@@ -71,10 +74,11 @@ def final_record(request_id: bytes, prompt: int, completion: int) -> UsageRecord
         source="engine_final",
         outcome="ok",
         status=200,
-        started_ms=int(time.time() * 1000),
+        started_ms=now_ms(),
         ttft_ms=5,
         total_ms=9,
-        settlement=Settlement(f"t{TENANT}", name, EPOCH, charges(prompt + completion), billed),
+        epoch=EPOCH,
+        charged=charges(prompt + completion),
     )
 
 
@@ -141,16 +145,16 @@ def live(incarnation: Incarnation, request_id: bytes = REQUEST_ID) -> Iterator[s
         PROMPTS,
         ESTIMATE,
         CAP,
-        int(time.time() * 1000),
+        now_ms(),
     )
     yield "reserving"
     slot.reserved(EPOCH)
     yield "reserved"
-    slot.dispatched(0, 7)
+    slot.dispatched(0, 7, now_ms())
     yield "dispatched"
-    slot.attempt_failed(0, 503)
+    slot.attempt_failed(0, 503, now_ms())
     yield "attempt_failed"
-    slot.dispatched(1, 8)
+    slot.dispatched(1, 8, now_ms())
     yield "dispatched_again"
     slot.progress(1, 10, 0)
     yield "prompt_seen"
@@ -163,10 +167,10 @@ def live(incarnation: Incarnation, request_id: bytes = REQUEST_ID) -> Iterator[s
     _torn(board.map, slot.index, lambda: slot.progress(1, 10, 6))
     yield "half_torn"
     slot.progress(1, 10, 6)
-    ending = ("ok", "engine_final", 10, 0, 6, 0, 200, 5, 9)
-    _torn(board.map, slot.index, lambda: slot.ended(*ending))
+    ending = final_record(request_id, 10, 6)
+    _torn(board.map, slot.index, lambda: slot.ended(ending))
     yield "ending_torn"
-    slot.ended(*ending)
+    slot.ended(ending)
     yield "ended"
     payload = encode(final_record(request_id, 10, 6))
     _torn_frame(incarnation, 1, payload)

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from quotas.record import AttemptEntry, UsageRecord, encode
+from quotas.record import AttemptEntry, Outcome, Source, UsageRecord, encode
 
 START_MS = 1_800_000_000_000
 FIELDS = [
@@ -16,6 +16,11 @@ FIELDS = [
 
 
 def record(number: int, **fields: Any) -> tuple[bytes, UsageRecord]:
+    made = value(number, **fields)
+    return encode(made), made
+
+
+def value(number: int, **fields: Any) -> UsageRecord:
     made = UsageRecord(
         request_id=f"{number:032x}",
         tenant_id=1,
@@ -35,5 +40,17 @@ def record(number: int, **fields: Any) -> tuple[bytes, UsageRecord]:
         ttft_ms=5,
         total_ms=9,
     )
-    made = msgspec.structs.replace(made, **fields)
-    return encode(made), made
+    return msgspec.structs.replace(made, **fields)
+
+
+def ending(
+    outcome: Outcome, source: Source, counts: tuple[int, int, int, int], times_ms: tuple[int, int]
+) -> UsageRecord:
+    """A record as its slot is told of it. ``counts``: prompt, cached, completion, reasoning;
+    ``times_ms``: to the first event, and in all.
+    """
+    meters = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
+    usage = dict(zip(meters, counts, strict=True))
+    ttft_ms, total_ms = times_ms
+    fields = {"usage": usage, "ttft_ms": ttft_ms, "total_ms": total_ms}
+    return value(1, outcome=outcome, source=source, **fields)

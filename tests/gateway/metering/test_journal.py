@@ -60,22 +60,34 @@ def test_frames_fill_one_segment_after_another_and_one_is_always_ahead(data_dir:
     journal.close()
 
 
-def test_marks_are_written_together_soon(data_dir: Path) -> None:
-    journal = Journal(data_dir, SEGMENT)
+def test_marks_are_written_with_the_next_group_of_frames(data_dir: Path) -> None:
+    journal = Journal(data_dir, SEGMENT, background=False)
     for _ in range(3):
         journal.mark_settled(journal.append(b"x"))
-    wait_until(lambda: len(frames(data_dir)) == 4)
-    mark = frames(data_dir)[-1]
-    assert (mark.kind, unpack_marks(mark.payload)) == (FrameKind.MARKS, (1, 2, 3))
+    assert len(frames(data_dir)) == 3  # one group, which began before there was a mark
+    journal.flush()
+    journal.mark_settled(journal.append(b"x"))
+    journal.flush()
+    journal.append(b"x")
+    journal.mark_settled(2**40)
+    journal._sync()
+    journal.append(b"x")
     journal.close()
+    found = [
+        unpack_marks(each.payload) for each in frames(data_dir) if each.kind == FrameKind.MARKS
+    ]
+    assert found == [(1, 2, 3), (5,), (2**40,)]
+    assert frames(data_dir)[-1].kind == FrameKind.MARKS
 
 
-def test_many_marks_do_not_wait_for_the_timer(data_dir: Path) -> None:
+def test_marks_are_written_when_asked_and_so_many_a_frame(data_dir: Path) -> None:
     journal = Journal(data_dir, SEGMENT, background=False)
-    for sequence in range(1, 257):
+    for sequence in range(1, 301):
         journal.mark_settled(sequence)
-    (mark,) = frames(data_dir)
-    assert unpack_marks(mark.payload) == tuple(range(1, 257))
+    journal.write_marks()
+    first, second = frames(data_dir)
+    assert unpack_marks(first.payload) + unpack_marks(second.payload) == tuple(range(1, 301))
+    assert len(unpack_marks(first.payload)) == 256
     journal.close()
 
 

@@ -16,6 +16,9 @@ from gateway.metering.slots import (
     Torn,
     decode_slot,
 )
+from tests.support.records import ending
+
+NOW_MS = 1_700_000_000_009
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def bytes_of(board: Board, slot: Slot) -> bytes:
 
 
 def open_slot(slot: Slot, request_id: bytes = bytes(16)) -> None:
-    slot.reserving(request_id, 1, 2, 3, 4, 5, 0, 1, 1, 100, 50, 1_700_000_000_000)
+    slot.reserving(request_id, 1, 2, 3, 4, 5, 0, 1, 1, 100, 50, NOW_MS - 9)
 
 
 def mixtures(before: bytes, after: bytes) -> Iterator[bytes]:
@@ -60,12 +63,12 @@ def meaning(image: SlotImage | Torn | None) -> object:
 STEPS: list[Callable[[Slot], None]] = [
     open_slot,
     lambda slot: slot.reserved("epoch-1"),
-    lambda slot: slot.dispatched(0, 7),
+    lambda slot: slot.dispatched(0, 7, NOW_MS),
     lambda slot: slot.progress(0, 12, 0),
     lambda slot: slot.progress(0, 12, 3),
     lambda slot: slot.progress(0, 12, 259),
     lambda slot: slot.progress(0, 12, 65_793),
-    lambda slot: slot.ended("ok", "engine_final", 12, 4, 70_000, 1, 200, 15, 900),
+    lambda slot: slot.ended(ending("ok", "engine_final", (12, 4, 70_000, 1), (15, 900))),
 ]
 
 
@@ -114,10 +117,10 @@ def test_counts_of_an_earlier_attempt_stay_with_it(board: Board) -> None:
     slot = claimed(board)
     open_slot(slot)
     slot.reserved("e")
-    slot.dispatched(0, 7)
+    slot.dispatched(0, 7, NOW_MS)
     slot.progress(0, 12, 0)
-    slot.attempt_failed(0, 503)
-    slot.dispatched(1, 8)
+    slot.attempt_failed(0, 503, NOW_MS)
+    slot.dispatched(1, 8, NOW_MS)
     decoded = decode_slot(bytes_of(board, slot))
     assert isinstance(decoded, SlotImage)
     assert decoded.progress is None
@@ -130,7 +133,7 @@ def test_a_fifth_attempt_takes_the_fourth_entry(board: Board) -> None:
     slot = claimed(board)
     open_slot(slot)
     for attempt in range(6):
-        slot.dispatched(attempt, 10 + attempt)
+        slot.dispatched(attempt, 10 + attempt, NOW_MS)
     slot.progress(5, 9, 1)
     decoded = decode_slot(bytes_of(board, slot))
     assert isinstance(decoded, SlotImage)
@@ -141,7 +144,7 @@ def test_a_fifth_attempt_takes_the_fourth_entry(board: Board) -> None:
 def test_delivered_is_said_by_a_count_or_by_the_caller(board: Board) -> None:
     slot = claimed(board)
     open_slot(slot)
-    slot.dispatched(0, 7)
+    slot.dispatched(0, 7, NOW_MS)
     for completion, delivered, expected in ((0, False, False), (1, False, True), (0, True, True)):
         slot.progress(0, 9, completion, delivered)
         decoded = decode_slot(bytes_of(board, slot))
@@ -154,9 +157,9 @@ def test_absurd_counts_are_cut_and_do_not_raise(board: Board) -> None:
     slot = claimed(board)
     slot.reserving(bytes(16), 1, 2, 3, 4, 5, 0, 1 << 40, 1 << 40, 1 << 40, 1 << 40, 1)
     slot.reserved("e" * 24)
-    slot.dispatched(0, 7)
+    slot.dispatched(0, 7, NOW_MS)
     slot.progress(0, -5, 1 << 80)
-    slot.ended("ok", "engine_final", 1 << 80, -1, 2, 3, 200, 1 << 40, -7)
+    slot.ended(ending("ok", "engine_final", (1 << 80, -1, 2, 3), (1 << 40, -7)))
     decoded = decode_slot(bytes_of(board, slot))
     assert isinstance(decoded, SlotImage)
     assert (decoded.choices, decoded.cap, decoded.epoch) == (0xFFFF, 0xFFFFFFFF, "e" * 24)
@@ -204,7 +207,7 @@ def test_a_flipped_bit_in_the_identity_is_torn_and_elsewhere_changes_no_identity
 
 def test_a_slot_remembers_that_it_was_admitted_on_reserved_throughput(board: Board) -> None:
     slot = claimed(board)
-    slot.reserving(bytes(16), 1, 2, 3, 4, 5, 1 | RESERVED_BIT, 1, 1, 100, 50, 1_700_000_000_000)
+    slot.reserving(bytes(16), 1, 2, 3, 4, 5, 1 | RESERVED_BIT, 1, 1, 100, 50, NOW_MS - 9)
     image = decode_slot(bytes_of(board, slot))
 
     assert isinstance(image, SlotImage)
