@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx
-import redis
 from sqlalchemy import select
 
 from gateway.demo.engine import DemoEngine
@@ -62,12 +61,25 @@ TIGHT_RPM = 20
 SEGMENT_BYTES = 65_536
 WITHIN_S = 40.0
 #: Reservations are packed as the store's scripts pack them.
-STATE_OF = "local v = redis.call('GET', KEYS[1]); return v and (cmsgpack.unpack(v))"
-#: Units held of one level of concurrency: epoch, then owner, count and token of each holder.
-HELD_OF = (
-    "local list, held = cmsgpack.unpack(ARGV[1]), 0 "
-    "for i = 3, #list, 3 do held = held + list[i] end return held"
-)
+#: Whether a reservation is held or expired: the first byte of its record.
+OPEN_OF = "local v = redis.call('GET', KEYS[1]); return v and struct.unpack('B', v) <= 2 and 1 or 0"
+#: Units held of a scope's concurrency: its header names the levels, whose values follow (lua/scopes.lua).
+HELD_OF = """
+local raw, held = redis.call('GET', KEYS[1]), 0
+if not raw then return 0 end
+local header, at = struct.unpack('<Hc0', raw)
+local names, kinds, _, _, sizes = cmsgpack.unpack(header)
+_, _, at = struct.unpack('<sd', raw, at)
+for i = 1, #names do
+  for n = 1, sizes[i] do
+    local format = kinds[i] == 'quota' and (n == 1 or n == 4) and 's' or '<d'
+    local value
+    value, at = struct.unpack(format, raw, at)
+    if kinds[i] == 'concurrency' and n % 2 == 0 then held = held + value end
+  end
+end
+return held
+"""
 
 
 class Site:
@@ -238,17 +250,9 @@ class Site:
     def open_reservations(self) -> int:
         """Reservations in the store that nobody has ended, and holds of concurrency."""
         client = self.valkey.admin
-        state_of = client.register_script(STATE_OF)
-        open_ones = 0
-        for key in client.scan_iter("tf:{*}:r:*"):
-            open_ones += state_of(keys=[key]) in ("held", "expired")
-        with redis.Redis(unix_socket_path=str(self.valkey.socket)) as raw:
-            held_of = raw.register_script(HELD_OF)
-            for key in raw.scan_iter("tf:{*}:s:*"):
-                for name, value in raw.hgetall(key).items():
-                    if name.endswith(b":concurrency"):
-                        open_ones += held_of(args=[value])
-        return open_ones
+        open_of, held_of = client.register_script(OPEN_OF), client.register_script(HELD_OF)
+        open_ones = sum(open_of(keys=[key]) for key in client.scan_iter("tf2:{*}:r:*"))
+        return open_ones + sum(held_of(keys=[key]) for key in client.scan_iter("tf2:{*}:s:*"))
 
     async def balance_micro(self, tenant_id: int) -> int | None:
         """Settled money in the store; None where there is none, or some of it is held."""

@@ -42,8 +42,6 @@ from quotas.store.steps import (
 #: A call that was not answered by then is given up: a request finds out within a quarter of a second.
 TIMEOUT_S = 0.2
 RENEW_EVERY_S = LEASE_MS / 3000
-#: Leases of a tag are forgotten when nobody has renewed one for this long.
-LEASES_KEPT_MS = 86_400_000
 #: The tag whose owners are the processes that share this store.
 PROCESSES_TAG = "processes"
 
@@ -93,10 +91,7 @@ class RedisStore:
         arguments = (
             self._nonce,
             self._owner,
-            reservation_id,
             ttl_s * 1000,
-            LEASE_MS,
-            LEASES_KEPT_MS,
             spec.packed,
             amounts,
         )
@@ -160,10 +155,7 @@ class RedisStore:
             self._nonce,
             epoch,
             self._owner,
-            reservation_id,
             ttl_s * 1000,
-            LEASE_MS,
-            LEASES_KEPT_MS,
             spec.packed,
             spec.amounts(charges),
         )
@@ -214,7 +206,7 @@ class RedisStore:
 
     async def heartbeat(self, *, leaving: bool = False) -> int:
         lease_ms = 0 if leaving else LEASE_MS
-        arguments = (self._owner, lease_ms, LEASES_KEPT_MS)
+        arguments = (self._owner, lease_ms)
         return cast(int, (await self._call(RENEW, _keys(PROCESSES_TAG, ""), arguments))[1])
 
     def settle_lag_s(self) -> float:
@@ -278,7 +270,7 @@ class RedisStore:
 
     def _renew(self) -> None:
         """One command a tag, all in one write. A lease that could not be renewed runs out."""
-        arguments = (self._owner, LEASE_MS, LEASES_KEPT_MS)
+        arguments = (self._owner, LEASE_MS)
         for tag in self._holding:
             self._server.tell(RENEW, _keys(tag, ""), arguments)
 
@@ -291,16 +283,16 @@ class RedisStore:
 
 
 def _claim_key(tag: str, name: str) -> str:
-    return f"tf:{{{tag}}}:c:{name}"
+    return f"tf2:{{{tag}}}:c:{name}"
 
 
 def _reservation_key(tag: str, reservation_id: str) -> str:
-    return f"tf:{{{tag}}}:r:{reservation_id}"
+    return f"tf2:{{{tag}}}:r:{reservation_id}"
 
 
 def _keys(tag: str, reservation_id: str, scopes: Iterable[str] = ()) -> list[str]:
-    keys = [f"tf:{{{tag}}}:epoch", f"tf:{{{tag}}}:r:{reservation_id}", f"tf:{{{tag}}}:leases"]
-    keys += [f"tf:{{{tag}}}:s:{scope}" for scope in scopes]
+    keys = [f"tf2:{{{tag}}}:epoch", f"tf2:{{{tag}}}:r:{reservation_id}", f"tf2:{{{tag}}}:leases"]
+    keys += [f"tf2:{{{tag}}}:s:{scope}" for scope in scopes]
     return keys
 
 

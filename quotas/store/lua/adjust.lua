@@ -4,16 +4,16 @@
 
 local function adjust(keys, args)
   begin(keys[1])
-  local got = call('MGET', keys[1], keys[2])
-  local epoch = the_epoch(got[1], args[1])
-  if epoch ~= args[2] then return {now_ms, 0} end
-  if got[2] then return {now_ms, 1} end
   local key = prefix .. 's:' .. args[3]
-  local found = call('HMGET', key, '~', args[4])
-  local purse = purse_of(found[2], epoch)
-  if purse[4] ~= 1 then return {now_ms, 0} end
+  local found = call('MGET', keys[1], keys[2], key)
+  local epoch = the_epoch(found[1], args[1])
+  if epoch ~= args[2] then return {now_ms, 0} end
+  if found[2] then return {now_ms, 1} end
+  local cells, lives_to = cells_of(found[3], epoch)
+  local purse = cells[args[4]]
+  if not purse or purse[3] ~= 1 then return {now_ms, 0} end
   purse[1] = purse[1] + args[5]
-  write(key, put(0, args[4], pack(purse)), LONGEST_MS, found[1])
-  mark(keys[2], 'adjusted', args[6], epoch)
+  write_cells(key, cells, epoch, lives_to)
+  mark(keys[2], SETTLED, args[6], epoch)
   return {now_ms, 1}
 end

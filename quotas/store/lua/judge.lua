@@ -2,18 +2,18 @@
 -- quotas/store/memory.py.
 
 -- What was found of each row, filled again by every `judge`: the level (ticks for buckets, units left
--- else), what it was read into, a quota's period and its end, whether a shadow limit would refuse.
-local levels, kept, chosen, ends_at, skip = {}, {}, {}, {}, {}
-local lives = {} -- by scope: its "~"
+-- else), a quota's period and its end, where this owner's holds stand, whether a shadow limit would
+-- refuse. By scope, whether its holds must be seated anew before any is taken.
+local levels, chosen, ends_at, seats, skip, unseated = {}, {}, {}, {}, {}, {}
 
-local function look_quota(raw, epoch, money, amount, capacity, periods, at, n)
-  local tally = tally_of(raw, epoch, money)
-  local id, ends_ms = covering(periods, at)
-  local slot = id and slot_of(tally, id)
-  local used = slot and tally[slot + 1] or 0
-  local held = slot and tally[slot + 2] or 0
-  local blind = not id or (money and tally[8] ~= 1)
-  kept[n], chosen[n], ends_at[n] = tally, id, ends_ms
+local function look_quota(values, at, spec, n, amount)
+  local capacity, money = spec.capacities[n], spec.dims[n] == 'money'
+  local id, ends_ms = covering(spec.periods, spec.begins[n])
+  local slot = id and slot_of(values, at, id)
+  local used = slot and values[slot + 1] or 0
+  local held = slot and values[slot + 2] or 0
+  local blind = not id or (money and values[at + 6] ~= 1)
+  chosen[n], ends_at[n] = id, ends_ms
   levels[n] = blind and 0 or capacity - used - held
   if amount == 0 then return 0, '' end
   if not id then return GUESS_MS, 'skewed' end
@@ -26,68 +26,77 @@ local function look_quota(raw, epoch, money, amount, capacity, periods, at, n)
   return 0, ''
 end
 
-local function look_balance(raw, epoch, amount, credit, n)
-  local purse = purse_of(raw, epoch)
-  local seeded = purse[4] == 1
-  local left = seeded and purse[1] + credit - purse[2] or 0
-  kept[n], levels[n] = purse, left
+local function look_balance(values, at, credit, n, amount)
+  local level, held, seeded = values[at], values[at + 1], values[at + 2] == 1
+  local left = seeded and level + credit - held or 0
+  levels[n] = left
   if amount == 0 then return 0, '' end
   if not seeded then return GUESS_MS, 'unbuilt' end
-  if purse[1] + credit < amount then return -1, 'balance_spent' end
+  if level + credit < amount then return -1, 'balance_spent' end
   if left < amount then return GUESS_MS, 'balance_held' end
   return 0, ''
 end
 
 -- Returns the binding row (0 = none), its wait, its reason, and whether any shadow limit would refuse.
-local function judge(spec, keys, amounts, epoch, owner, leases)
-  local _, ends, names, kinds, capacities, rates, dims, shadows, periods = unpack(spec, 1, 9)
+-- `found[base + s]` is scope s's string; `number` is the owner's own, `lives` those of all.
+local function judge(spec, found, base, amounts, epoch, number, lives)
+  local ends, kinds, capacities = spec.ends, spec.kinds, spec.capacities
+  local rates, full, shadows = spec.rates, spec.full, spec.shadows
   local binding, longest, reason, shadowed = 0, 0, '', false
-  local from, quotas = 1, 0
+  local from = 1
   for s = 1, #ends do
-    local to = ends[s]
-    local found = call('HMGET', keys[s + 3], '~', unpack(names, from, to))
-    lives[s] = found[1]
+    local to, empty = ends[s], false
+    local values, places, layout = open(s, found[base + s], spec, epoch, true)
     for n = from, to do
-      local raw, kind, amount, capacity = found[n - from + 2], kinds[n], amounts[n], capacities[n]
+      local kind, amount, at = kinds[n], amounts[n], places[n]
       local wait, why = 0, ''
-      skip[n] = false
       if kind == 'bucket' then
-        local rate = rates[n]
-        local level = capacity * TICKS
-        kept[n] = false
-        if raw then
-          local old, at_ms, old_capacity, old_rate = numbers(BUCKET, raw)
-          if at_ms > now_ms or old_capacity ~= capacity or old_rate ~= rate then kept[n] = true end
-          old = flowed(old, at_ms, old_capacity, old_rate)
-          if old < level then level = old end
+        local level, rate, most = values[at], rates[n], full[n]
+        local elapsed = now_ms - values[at + 1]
+        if elapsed > 0 then
+          level = level + elapsed * rate
+          if level > most then level = most end
+        elseif elapsed < 0 then -- the clock stepped back: nothing flows in, anchored at the new time
+          values[at + 1], changed[s] = now_ms, true
         end
         levels[n] = level
-        if amount > 0 and level < amount * TICKS then
-          if amount > capacity then
+        local asked = amount * TICKS
+        if asked > level and amount > 0 then
+          if amount > capacities[n] then
             wait, why = -1, 'never'
           elseif rate <= 0 then
             wait, why = -1, 'rate'
           else
-            local missing = amount * TICKS - level
-            local rest = missing % rate
-            wait, why = rest == 0 and missing / rate or (missing - rest) / rate + 1, 'rate'
+            wait, why = reset_ms(asked - level, rate), 'rate'
           end
         end
       elseif kind == 'concurrency' then
-        local list, total, own = living(raw, epoch, owner, leases)
-        kept[n], chosen[n], ends_at[n] = list, own, nil
-        levels[n] = capacity - total
-        if amount > 0 and total + amount > capacity then
-          if amount > capacity then wait, why = -1, 'never' else wait, why = GUESS_MS, kind end
+        local capacity, total, own = capacities[n], 0, nil
+        for seat = at, at + layout.sizes[places.places[n]] - 1, 2 do
+          local holder = values[seat]
+          if holder == number then
+            own, total = seat, total + values[seat + 1]
+          elseif (lives[holder] or 0) > now_ms then
+            total = total + values[seat + 1]
+          else
+            empty = true
+          end
+        end
+        seats[n], levels[n] = own, capacity - total
+        if amount > 0 then
+          if not own then empty = true end
+          if amount > capacity then
+            wait, why = -1, 'never'
+          elseif total + amount > capacity then
+            wait, why = GUESS_MS, kind
+          end
         end
       elseif kind == 'quota' then
-        wait, why = look_quota(
-          raw, epoch, dims[n] == 'money', amount, capacity, periods, 5 * quotas + 1, n)
-        quotas = quotas + 1
+        wait, why = look_quota(values, at, spec, n, amount)
       else
-        chosen[n], ends_at[n] = nil, nil
-        wait, why = look_balance(raw, epoch, amount, capacity, n)
+        wait, why = look_balance(values, at, capacities[n], n, amount)
       end
+      skip[n] = false
       if wait ~= 0 then
         if shadows[n] == 1 then
           skip[n], shadowed = true, true
@@ -96,31 +105,70 @@ local function judge(spec, keys, amounts, epoch, owner, leases)
         end
       end
     end
-    from = to + 1
+    unseated[s], from = empty, to + 1
   end
   return binding, longest, reason, shadowed
 end
 
--- Level of a row as callers see it: units left, and ms to full again or to the next period.
-local function shown(kind, level, capacity, rate, ends_ms)
-  if kind == 'bucket' then
-    return (level - level % TICKS) / TICKS, reset_ms(level, capacity, rate)
+-- A scope's holds without those of the dead, and with a seat for this owner's where it takes some.
+-- `gone` gets the numbers that were pruned.
+local function seat(s, spec, amounts, number, lives, gone)
+  local values, layout = opened[s], laid[s]
+  local cells = apart(layout, values)
+  for n = (spec.ends[s - 1] or 0) + 1, spec.ends[s] do
+    if spec.kinds[n] == 'concurrency' then
+      local cell, kept, own = cells[spec.names[n]], {}, false
+      for at = 1, #cell, 2 do
+        local holder, mine = cell[at], cell[at] == number
+        if mine or (lives[holder] or 0) > now_ms then
+          kept[#kept + 1], kept[#kept + 2], own = holder, cell[at + 1], own or mine
+        elseif lives[holder] then
+          gone[holder] = true
+        end
+        cell[at], cell[at + 1] = nil, nil
+      end
+      if amounts[n] > 0 and not own then kept[#kept + 1], kept[#kept + 2] = number, 0 end
+      for at = 1, #kept do cell[at] = kept[at] end
+    end
   end
-  return level, ends_ms and ends_ms < FOREVER_MS and ends_ms - now_ms or 0
+  layout, values = together(cells, values[1], values[2])
+  local places = fitting(layout, spec, s)
+  for n = (spec.ends[s - 1] or 0) + 1, spec.ends[s] do
+    if spec.kinds[n] == 'concurrency' then
+      local at = places[n]
+      for own = at, at + layout.sizes[places.places[n]] - 1, 2 do
+        if values[own] == number then seats[n] = own end
+      end
+    end
+  end
+  opened[s], laid[s], placed[s] = values, layout, places
+  return values, places
 end
 
 -- Units left and ms of every row, filled again by every step that answers with them.
 local told = {}
 
-local function pack_told(spec)
-  return binary(spec[11], unpack(told, 1, 2 * #spec[3]))
+-- Level of a row as callers see it: units left, and ms to full again or to the next period.
+local function tell(n, kind, level, full, rate)
+  if kind == 'bucket' then
+    told[2 * n - 1], told[2 * n] = (level - level % TICKS) / TICKS, reset_ms(full - level, rate)
+  else
+    local ends_ms = kind == 'quota' and ends_at[n]
+    told[2 * n - 1] = level
+    told[2 * n] = ends_ms and ends_ms < FOREVER_MS and ends_ms - now_ms or 0
+  end
 end
 
--- Rows that shadow limits would have refused, for the reply: "0 3".
-local function named(count)
-  local rows = ''
-  for n = 1, count do
-    if skip[n] then rows = rows .. (rows == '' and '' or ' ') .. (n - 1) end
+local function pack_told(spec)
+  return binary(spec.levels, spread(told, 1, 2 * #spec.names))
+end
+
+-- The periods charged, of every quota; "" where none was.
+local function pack_chosen(spec)
+  if spec.quotas == 0 then return '' end
+  local ids = {}
+  for n, kind in ipairs(spec.kinds) do
+    if kind == 'quota' then ids[#ids + 1] = chosen[n] or '' end
   end
-  return rows
+  return binary(spec.ids, spread(ids))
 end

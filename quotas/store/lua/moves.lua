@@ -1,9 +1,5 @@
 -- Levels moved from what was reserved to what was true: shared by settle, release, expire and seed.
 
--- The rows that move, scope after scope; where each scope's begin, and what was read for them. Filled
--- again by every `move`.
-local asked, rows, firsts, founds = {}, {}, {}, {}
-
 -- What is taken of money that is not seeded yet is put into `early`.
 local function note_early(early, scope, name, id, amount)
   if not early then return end
@@ -11,93 +7,93 @@ local function note_early(early, scope, name, id, amount)
   early[at + 1], early[at + 2], early[at + 3], early[at + 4] = scope, name, id, amount
 end
 
--- An owner's entry under its token holds less; nil when it is not there.
-local function give_holds(raw, epoch, token, amount)
-  local list = raw and unpacked(raw)
-  if not list or list[1] ~= epoch then return nil end
-  for at = 4, #list, 3 do
-    if list[at] == token then
-      list[at - 1] = list[at - 1] - amount
-      if list[at - 1] <= 0 then
-        for _ = 1, 3 do table.remove(list, at - 2) end
-      end
-      return list
+-- An untouched bucket is full under any figures: it goes on under the spec's.
+local function refit(s, spec)
+  local values = opened[s]
+  local cells = apart(laid[s], values)
+  for n = (spec.ends[s - 1] or 0) + 1, spec.ends[s] do
+    local cell = cells[spec.names[n]]
+    if cell.kind == 'bucket' and cell[2] == UNTOUCHED then
+      adopt(cell, spec.capacities[n], spec.rates[n])
     end
   end
-  return nil
+  laid[s], opened[s] = together(cells, values[1], values[2])
+  placed[s] = fitting(laid[s], spec, s)
+  return opened[s], placed[s], laid[s]
 end
 
--- Row by row: `reserved` units are no longer held, `actual` units are used. `how[n]` as reserve left
--- it: 0 = nothing was taken, a quota's period, a hold's token, else 1. `only` (nil = all) names the
--- algorithm to move. All is read before anything is written: a cluster that is moving the slot refuses
--- a key that it does not have any more, and what was written by then would stay.
-local function move(spec, reserved, actual, how, epoch, only, early)
-  local scopes, ends, names, kinds, capacities, rates, dims = unpack(spec, 1, 7)
-  local from, count = 1, 0
-  for s = 1, #scopes do
-    firsts[s], founds[s] = count, false
-    for n = from, ends[s] do
-      local kind = kinds[n]
-      if how[n] ~= 0 and (not only or kind == only)
-        and (kind ~= 'bucket' or reserved[n] ~= actual[n]) then
-        count = count + 1
-        asked[count], rows[count] = names[n], n
-      end
-    end
-    if count > firsts[s] then
-      founds[s] =
-        call('HMGET', prefix .. 's:' .. scopes[s], '~', unpack(asked, firsts[s] + 1, count))
-    end
-    from = ends[s] + 1
-  end
-  firsts[#scopes + 1] = count
-  for s = 1, #scopes do
-    local found, before = founds[s], firsts[s]
-    if found then
-      local filled, keep_ms = 0, 0
-      for i = before + 1, firsts[s + 1] do
-        local n, raw, value, lasts_ms = rows[i], found[i - before + 1], nil, 0
-        local kind, was, is = kinds[n], reserved[n], actual[n]
-        if kind == 'bucket' then
-          -- Under the figures the bucket has; absent: full, under the row's.
-          local capacity, rate = capacities[n], rates[n]
-          local level = capacity * TICKS
-          if raw then
-            local at_ms
-            level, at_ms, capacity, rate = numbers(BUCKET, raw)
-            level = flowed(level, at_ms, capacity, rate)
+-- All scopes of a spec, from what was found of them. All is read before anything is written: a cluster
+-- that is moving the slot refuses a key that it does not have any more, and what was written by then
+-- would stay.
+local function open_all(spec, found, base, epoch)
+  for s = 1, #spec.scopes do open(s, found[base + s], spec, epoch, false) end
+end
+
+-- Row by row, of scopes that stand open: `reserved` units are no longer held, `actual` units are used.
+-- `how` as the reservation has it: rows that stay (or nil), the number of its holds, periods charged.
+-- `only` (nil = all) names the algorithm to move. Buckets move under the figures they have.
+local function move(spec, reserved, actual, how, only, early)
+  local ends, kinds, names, dims = spec.ends, spec.kinds, spec.names, spec.dims
+  local capacities, rates = spec.capacities, spec.rates
+  local stay, number, ids = how[1], how[2], how[3]
+  local from, quotas = 1, 0
+  for s = 1, #ends do
+    local to, keep_ms, values, places, layout = ends[s], 0, opened[s], placed[s], laid[s]
+    for n = from, to do
+      local kind, was, is, at, lasts_ms = kinds[n], reserved[n], actual[n], places[n], 0
+      if kind == 'quota' then quotas = quotas + 1 end
+      if (stay and stay[n]) or (only and kind ~= only) then
+        lasts_ms = 0
+      elseif kind == 'bucket' then
+        if was ~= is then
+          local place = places.places[n]
+          if values[at + 1] == UNTOUCHED
+            and (layout.capacities[place] ~= capacities[n] or layout.rates[place] ~= rates[n]) then
+            values, places, layout = refit(s, spec)
+            at, place = places[n], places.places[n]
           end
-          level = math.min(capacity * TICKS, level + (was - is) * TICKS)
-          value = binary(BUCKET, level, now_ms, capacity, rate)
-          lasts_ms = bucket_keep_ms(reset_ms(level, capacity, rate), rate)
-        elseif kind == 'concurrency' then
-          local list = give_holds(raw, epoch, how[n], was)
-          if list then value, lasts_ms = pack(list), DAY_MS end
-        elseif kind == 'quota' then
-          local money = dims[n] == 'money'
-          local tally = tally_of(raw, epoch, money)
-          local slot = slot_of(tally, how[n])
-          if not slot and was == 0 then slot = begin_slot(tally, how[n]) end
-          if slot then -- else the period is long over
-            tally[slot + 1] = tally[slot + 1] + is
-            tally[slot + 2] = math.max(0, tally[slot + 2] - was)
-            value, lasts_ms = pack(tally), 40 * DAY_MS
-            if money and tally[8] ~= 1 then note_early(early, scopes[s], names[n], how[n], is) end
+          local level, rate, full = values[at], layout.rates[place], layout.capacities[place] * TICKS
+          local elapsed = now_ms - values[at + 1]
+          if elapsed > 0 then
+            level = level + elapsed * rate
+            if level > full then level = full end
           end
-        else
-          local purse = purse_of(raw, epoch)
-          purse[1] = purse[1] - is
-          purse[2] = math.max(0, purse[2] - was)
-          value, lasts_ms = pack(purse), LONGEST_MS
-          if purse[4] ~= 1 then note_early(early, scopes[s], names[n], '', is) end
+          level = level + (was - is) * TICKS
+          if level > full then level = full end
+          values[at], values[at + 1] = level, now_ms
+          lasts_ms = rate > 0 and reset_ms(full - level, rate) + MARGIN_MS or LONGEST_MS
         end
-        if value then
-          filled = put(filled, names[n], value)
-          if lasts_ms > keep_ms then keep_ms = lasts_ms end
+      elseif kind == 'concurrency' then
+        if number ~= 0 and was > 0 then
+          for own = at, at + layout.sizes[places.places[n]] - 1, 2 do
+            if values[own] == number then
+              local left = values[own + 1] - was
+              values[own + 1], lasts_ms = left > 0 and left or 0, DAY_MS
+            end
+          end
         end
+      elseif kind == 'quota' then
+        local id = ids and ids[quotas] or ''
+        local slot = id ~= '' and slot_of(values, at, id)
+        if id ~= '' and not slot and was == 0 then slot = begin_slot(values, at, id) end
+        if slot then -- else the period is long over
+          values[slot + 1] = values[slot + 1] + is
+          values[slot + 2] = math.max(0, values[slot + 2] - was)
+          lasts_ms = 40 * DAY_MS
+          if dims[n] == 'money' and values[at + 6] ~= 1 then
+            note_early(early, spec.scopes[s], names[n], id, is)
+          end
+        end
+      else
+        values[at] = values[at] - is
+        values[at + 1] = math.max(0, values[at + 1] - was)
+        lasts_ms = LONGEST_MS
+        if values[at + 2] ~= 1 then note_early(early, spec.scopes[s], names[n], '', is) end
       end
-      write(prefix .. 's:' .. scopes[s], filled, keep_ms, found[1])
+      if lasts_ms > keep_ms then keep_ms = lasts_ms end
     end
+    if keep_ms > 0 then close(s, prefix .. 's:' .. spec.scopes[s], keep_ms) end
+    from = to + 1
   end
 end
 
@@ -107,9 +103,7 @@ local function zeros(count)
   return list
 end
 
--- Holds that went free when the reservation expired are not freed again.
-local function without_holds(spec, how)
-  for n, kind in ipairs(spec[4]) do
-    if kind == 'concurrency' then how[n] = 0 end
-  end
+-- How a reservation was charged, for `move`.
+local function how_of(spec, skipped, number, ids)
+  return {rows_of(skipped), number, spec.quotas > 0 and {numbers(spec.ids, ids)} or nil}
 end

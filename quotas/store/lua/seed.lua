@@ -5,37 +5,52 @@
 -- A level that is not seeded yet counts from zero what was settled in this epoch. That is added to
 -- the seed, less what the counted ids took: SQL has it.
 
--- What one level becomes, and whether it is money; nil when it was seeded before.
-local function seeded(raw, epoch, kind, field, id, level)
-  local money = string.find(field, ':money', 1, true) ~= nil
-  if kind == 'balance' then
-    local purse = purse_of(raw, epoch)
-    if purse[4] == 1 then return nil end
-    purse[1], purse[4] = purse[1] + level, 1
-    return purse, money
+-- A tally's slot of a period, begun where there is none: where its used stands.
+local function used_of(tally, id)
+  return begin_slot(tally, 1, id) + 1
+end
+
+-- Whether the level was not seeded before, and whether it is money.
+local function sown(cell, id, level)
+  local money = string.find(cell.name, ':money', 1, true) ~= nil
+  if cell.kind == 'balance' then
+    if cell[3] == 1 then return false, money end
+    cell[1], cell[3] = cell[1] + level, 1
+    return true, money
   end
-  local tally = tally_of(raw, epoch, money)
-  if tally[8] == 1 then return nil end
-  local slot = begin_slot(tally, id)
-  tally[slot + 1] = money and tally[slot + 1] + level or level
-  tally[8] = 1
-  return tally, money
+  if cell[7] == 1 then return false, money end
+  local used = used_of(cell, id)
+  cell[used] = money and cell[used] + level or level
+  cell[7] = 1
+  return true, money
+end
+
+-- Rows of a spec that hold money which is seeded now.
+local function fresh_rows(fresh, spec)
+  local rows = {}
+  for s, scope in ipairs(spec.scopes) do
+    for n = (spec.ends[s - 1] or 0) + 1, spec.ends[s] do
+      rows[n] = fresh[scope .. '\n' .. spec.names[n]]
+    end
+  end
+  return rows
 end
 
 -- Of an open reservation that SQL has counted, the rates are still to be settled, the money is not.
-local function forget_money(fresh, packed, counts, how, epoch)
+local function forget_money(key, fresh, epoch, raw)
+  local state, held_epoch, shadowed, skipped, number, shows, packed, counts, ids = recorded(raw)
   local spec = spec_of(packed)
-  local reserved = amounts_of(spec, counts)
-  local scopes, ends, names = unpack(spec, 1, 3)
-  local from, money = 1, {}
-  for s = 1, #scopes do
-    for n = from, ends[s] do
-      money[n] = 0
-      if fresh[scopes[s] .. '\n' .. names[n]] then money[n], how[n] = how[n], 0 end
-    end
-    from = ends[s] + 1
-  end
-  move(spec, reserved, zeros(#reserved), money, epoch)
+  local count, rows, stay = #spec.kinds, fresh_rows(fresh, spec), rows_of(skipped) or {}
+  local others = {}
+  for n = 1, count do others[n] = not rows[n] or stay[n] end
+  local how = how_of(spec, skipped, number, ids)
+  how[1] = others
+  open_all(spec, fetch(spec), 0, epoch)
+  move(spec, {numbers(spec.amounts, counts)}, zeros(count), how)
+  for n = 1, count do stay[n] = stay[n] or rows[n] end
+  call('SET', key,
+    record(state, held_epoch, shadowed, list_of(stay, count), number, shows, packed, counts, ids),
+    'KEEPTTL')
 end
 
 -- Of one that ended before the seed, what it took goes back: SQL has counted it.
@@ -44,17 +59,15 @@ local function give_back(fresh, early, epoch)
     local scope, field, id, amount = early[i], early[i + 1], early[i + 2], early[i + 3]
     if fresh[scope .. '\n' .. field] then
       local key = prefix .. 's:' .. scope
-      local got = call('HMGET', key, '~', field)
-      local value
+      local cells, lives_to = cells_of(call('GET', key), epoch)
+      local cell = cell_of(cells, field, id == '' and 'balance' or 'quota')
       if id == '' then
-        value = purse_of(got[2], epoch)
-        value[1] = value[1] + amount
+        cell[1] = cell[1] + amount
       else
-        value = tally_of(got[2], epoch, true)
-        local slot = begin_slot(value, id)
-        value[slot + 1] = value[slot + 1] - amount
+        local used = used_of(cell, id)
+        cell[used] = cell[used] - amount
       end
-      write(key, put(0, field, pack(value)), LONGEST_MS, got[1])
+      write_cells(key, cells, epoch, lives_to)
     end
   end
 end
@@ -68,11 +81,11 @@ local function seed(keys, args)
   for i = 1, #seeds, 5 do
     local scope, field = seeds[i], seeds[i + 1]
     local key = prefix .. 's:' .. scope
-    local got = call('HMGET', key, '~', field)
-    local value, money = seeded(got[2], epoch, seeds[i + 2], field, seeds[i + 3], seeds[i + 4])
-    if value then
+    local cells, lives_to = cells_of(call('GET', key), epoch)
+    local new, money = sown(cell_of(cells, field, seeds[i + 2]), seeds[i + 3], seeds[i + 4])
+    if new then
       if money then fresh[scope .. '\n' .. field] = true end
-      write(key, put(0, field, pack(value)), LONGEST_MS, got[1])
+      write_cells(key, cells, epoch, lives_to)
     end
   end
   if not next(fresh) then return {now_ms, 1} end
@@ -80,20 +93,18 @@ local function seed(keys, args)
   for _, id in ipairs(counted) do
     local key = prefix .. 'r:' .. id
     local raw = call('GET', key)
-    local state, held_epoch, owner, shadowed, shows, packed, counts, how
+    local state, held_epoch, shadowed, shows, early, _
     if raw then
-      state, held_epoch, owner, shadowed, shows, packed, counts, how = unpacked(raw)
+      state, held_epoch, shadowed, _, _, shows, _, _, early = recorded(raw)
     end
-    local open = state == 'held' or state == 'expired'
-    if not raw or (open and held_epoch ~= epoch) then
-      mark(key, 'counted', args[5], held_epoch or epoch, shadowed, shows)
-    elseif open then
-      forget_money(fresh, packed, counts, how, epoch)
-      call('SET', key,
-        pack(state, held_epoch, owner, shadowed, shows, packed, counts, how), 'KEEPTTL')
-    elseif state == 'settled' and held_epoch == epoch and packed then
-      give_back(fresh, packed, epoch) -- a mark keeps it there
-      mark(key, 'settled', args[5], epoch, shadowed, shows)
+    local open_still = state == HELD or state == EXPIRED
+    if not raw or (open_still and held_epoch ~= epoch) then
+      mark(key, COUNTED, args[5], held_epoch or epoch, shadowed, shows)
+    elseif open_still then
+      forget_money(key, fresh, epoch, raw)
+    elseif state == SETTLED and held_epoch == epoch and early ~= '' then
+      give_back(fresh, unpacked(early), epoch) -- a mark keeps it there
+      mark(key, SETTLED, args[5], epoch, shadowed, shows)
     end
   end
   return {now_ms, 1}

@@ -2,87 +2,79 @@
 -- Keys: epoch, reservation, leases, scopes. Arguments: nonce, the settlement's epoch, spec charged,
 -- amounts charged, ended_ms, charged_in_full_ms. Reply: {now_ms, 1 when it changed something}.
 
--- Which rows to charge where this life of the data never held what was reserved: there is nothing to
--- give back, and all of it to take. Money only where SQL's sum does not have it already: not before it
--- is seeded, nor when it was counted.
-local function in_full(spec, charged, epoch, counted)
-  local scopes, ends, names, kinds, _, _, dims, _, periods = unpack(spec, 1, 9)
-  local from, quotas, full = 1, 0, {}
-  for s = 1, #scopes do
-    for n = from, ends[s] do
-      full[n] = charged[n] > 0 and kinds[n] ~= 'concurrency' and 1 or 0
-      if kinds[n] == 'quota' then
-        if full[n] == 1 then full[n] = covering(periods, 5 * quotas + 1) or 0 end
-        quotas = quotas + 1
-      end
-      if dims[n] == 'money' and full[n] ~= 0 then
-        local raw = call('HGET', prefix .. 's:' .. scopes[s], names[n])
-        local seeded
-        if kinds[n] == 'quota' then
-          seeded = tally_of(raw, epoch, true)[8] == 1
-        else
-          seeded = kinds[n] == 'bucket' or purse_of(raw, epoch)[4] == 1
-        end
-        if counted or not seeded then full[n] = 0 end
+-- How to charge where this life of the data never held what was reserved: there is nothing to give back,
+-- and all of it to take. Money only where SQL's sum does not have it already: not before it is seeded,
+-- nor when it was counted.
+local function in_full(spec, charged, counted)
+  local stay, ids = {}, {}
+  for s = 1, #spec.scopes do
+    local values, places = opened[s], placed[s]
+    for n = (spec.ends[s - 1] or 0) + 1, spec.ends[s] do
+      local kind = spec.kinds[n]
+      if kind == 'quota' then ids[#ids + 1] = covering(spec.periods, spec.begins[n]) or '' end
+      stay[n] = charged[n] == 0
+      if spec.dims[n] == 'money' and kind ~= 'concurrency' then
+        local seeded = kind == 'bucket' or values[places[n] + (kind == 'quota' and 6 or 2)] == 1
+        if counted or not seeded then stay[n] = true end
       end
     end
-    from = ends[s] + 1
   end
-  return full
+  return {stay, 0, ids}
 end
 
 -- Other limits than were charged: matched by level, else by dimension, else as reserved.
 local function matched(spec, reserved, charged_spec, charged)
   local exact, loose, actual = {}, {}, {}
-  local scopes, ends, names, _, _, _, dims = unpack(charged_spec, 1, 7)
-  local from = 1
-  for s = 1, #scopes do
-    for n = from, ends[s] do
-      exact[scopes[s] .. '\n' .. names[n]] = charged[n]
-      if not loose[dims[n]] then loose[dims[n]] = charged[n] end
+  for s, scope in ipairs(charged_spec.scopes) do
+    for n = (charged_spec.ends[s - 1] or 0) + 1, charged_spec.ends[s] do
+      exact[scope .. '\n' .. charged_spec.names[n]] = charged[n]
+      if not loose[charged_spec.dims[n]] then loose[charged_spec.dims[n]] = charged[n] end
     end
-    from = ends[s] + 1
   end
-  scopes, ends, names, _, _, _, dims = unpack(spec, 1, 7)
-  from = 1
-  for s = 1, #scopes do
-    for n = from, ends[s] do
-      actual[n] = exact[scopes[s] .. '\n' .. names[n]] or loose[dims[n]] or reserved[n]
+  for s, scope in ipairs(spec.scopes) do
+    for n = (spec.ends[s - 1] or 0) + 1, spec.ends[s] do
+      actual[n] = exact[scope .. '\n' .. spec.names[n]] or loose[spec.dims[n]] or reserved[n]
     end
-    from = ends[s] + 1
   end
   return actual
 end
 
 local function settle(keys, args)
   begin(keys[1])
-  local got = call('MGET', keys[1], keys[2])
-  local epoch = the_epoch(got[1], args[1])
-  local state, held_epoch, shadowed, shows, packed, counts, how, _
-  if got[2] then
-    state, held_epoch, _, shadowed, shows, packed, counts, how = unpacked(got[2])
-    if state ~= 'held' and state ~= 'expired' and state ~= 'counted' then return {now_ms, 0} end
+  local found = call('MGET', spread(keys))
+  local epoch = the_epoch(found[1], args[1])
+  local state, held_epoch, shadowed, skipped, number, shows, packed, counts, ids
+  if found[2] then
+    state, held_epoch, shadowed, skipped, number, shows, packed, counts, ids = recorded(found[2])
+    if state ~= HELD and state ~= EXPIRED and state ~= COUNTED then return {now_ms, 0} end
   elseif args[2] == epoch then
     return {now_ms, 0}
   end
 
-  local charged_spec = spec_of(args[3])
-  local charged = amounts_of(charged_spec, args[4])
-  if state == nil or state == 'counted' or held_epoch ~= epoch then
-    local full = in_full(charged_spec, charged, epoch, state == 'counted')
-    move(charged_spec, zeros(#charged), charged, full, epoch)
-    mark(keys[2], 'settled', args[6], held_epoch or epoch, shadowed, shows)
+  local spec = spec_of(args[3])
+  local charged = {numbers(spec.amounts, args[4])}
+  if not state or state == COUNTED or held_epoch ~= epoch then
+    open_all(spec, found, 3, epoch)
+    move(spec, zeros(#charged), charged, in_full(spec, charged, state == COUNTED))
+    mark(keys[2], SETTLED, args[6], held_epoch or epoch, shadowed, shows)
     return {now_ms, 1}
   end
 
-  local spec, actual = charged_spec, charged
-  if packed ~= args[3] then spec = spec_of(packed) end
-  local reserved = amounts_of(spec, counts)
-  if packed ~= args[3] then actual = matched(spec, reserved, charged_spec, charged) end
-  if state == 'expired' then without_holds(spec, how) end
+  local reserved
+  if packed == args[3] then
+    reserved = {numbers(spec.amounts, counts)}
+    open_all(spec, found, 3, epoch)
+  else
+    local charged_spec = spec
+    spec = spec_of(packed)
+    reserved = {numbers(spec.amounts, counts)}
+    charged = matched(spec, reserved, charged_spec, charged)
+    open_all(spec, fetch(spec), 0, epoch)
+  end
+  if state == EXPIRED then number = 0 end -- holds that went free when it expired are not freed again
   local early = {}
-  move(spec, reserved, actual, how, epoch, nil, early)
-  mark(keys[2], 'settled', args[2] == epoch and args[5] or args[6], epoch, shadowed, shows,
-    #early > 0 and early)
+  move(spec, reserved, charged, how_of(spec, skipped, number, ids), nil, early)
+  mark(keys[2], SETTLED, args[2] == epoch and args[5] or args[6], epoch, shadowed, shows,
+    #early > 0 and pack(early) or nil)
   return {now_ms, 1}
 end

@@ -34,7 +34,7 @@ def tags_by_node(cluster, count=60):
     found = {node: [] for node in cluster.nodes}
     for number in range(count):
         tag = f"t{number}"
-        found[cluster.owner(slot_of(f"tf:{{{tag}}}:epoch"))].append(tag)
+        found[cluster.owner(slot_of(f"tf2:{{{tag}}}:epoch"))].append(tag)
     assert all(found.values())
     return found
 
@@ -47,7 +47,7 @@ async def shown(store, tag):
 
 @pytest.mark.parametrize(
     ("key", "same_as"),
-    [("tf:{t1}:epoch", "t1"), ("{t1}", "t1"), ("{}t1", "{}t1"), ("a{b", "a{b"), ("{a}{b}", "a")],
+    [("tf2:{t1}:epoch", "t1"), ("{t1}", "t1"), ("{}t1", "{}t1"), ("a{b", "a{b"), ("{a}{b}", "a")],
 )
 def test_slot_is_of_the_hash_tag(valkey_cluster, key, same_as):
     said = valkey_cluster.admin.execute_command("CLUSTER", "KEYSLOT", key)
@@ -99,7 +99,7 @@ async def test_each_tenant_is_served_by_the_server_that_has_its_slot(valkey_clus
         assert (await store.reserve(tags[0], "a", CHARGES, 60)).admitted
 
     for node, tags in by_node.items():
-        assert node.admin.exists(f"tf:{{{tags[0]}}}:r:a")
+        assert node.admin.exists(f"tf2:{{{tags[0]}}}:r:a")
     assert await store.ping() > 0
 
 
@@ -118,7 +118,7 @@ async def test_slot_that_moves_loses_no_step_and_repeats_none(own_cluster, opene
     """Reserves and settles all the while: asked for on the way (ASK), then for good (MOVED)."""
     store = await opened(own_cluster, timeout_s=2.0)
     tag = "t0"
-    slot = slot_of(f"tf:{{{tag}}}:epoch")
+    slot = slot_of(f"tf2:{{{tag}}}:epoch")
     old = own_cluster.owner(slot)
     new = next(node for node in own_cluster.nodes if node is not old)
     over, used = asyncio.Event(), 0
@@ -171,9 +171,10 @@ async def test_slot_that_moves_loses_no_step_and_repeats_none(own_cluster, opene
     # At another server they are in another epoch: what was open then is charged in full.
     assert 1_000 - used - 1 - 2 * 5 <= tokens <= 1_000 - used - 1
     assert holds == 1_000
-    assert new.admin.exists(f"tf:{{{tag}}}:s:t1")
+    assert new.admin.exists(f"tf2:{{{tag}}}:s:t1")
     assert (
-        store._server._owner(f"tf:{{{tag}}}:epoch") is store._server._servers["127.0.0.1", new.port]
+        store._server._owner(f"tf2:{{{tag}}}:epoch")
+        is store._server._servers["127.0.0.1", new.port]
     )
 
 
@@ -186,7 +187,7 @@ async def test_server_that_is_away_fails_its_own_tenants_alone_and_keeps_their_s
     tag = by_node[dead][0]
     verdict = await store.reserve(tag, "a", CHARGES, 60)
     dead.kill()
-    await until(lambda: not store._server.ready(f"tf:{{{tag}}}:epoch"))
+    await until(lambda: not store._server.ready(f"tf2:{{{tag}}}:epoch"))
 
     store.settle(settlement(tag, "a", verdict.epoch, Charge(TOKENS, 3), Charge(HOLDS, 1)))
     with pytest.raises(StoreUnavailable):

@@ -1,12 +1,12 @@
 """What only the shared store has: owners and leases, outages, queued steps, keys, proofs of bounds."""
 
 import asyncio
-import json
 import random
 import time
 
 import msgspec
 import pytest
+import redis
 
 import quotas.store.redis as redis_store
 from quotas.errors import QuotaError, StoreUnavailable
@@ -20,12 +20,17 @@ TENANT, KEY = bucket("t1"), bucket("k1")
 
 
 def leases(server, tag, **set_to):
-    """The tag's leases, as the scripts keep them; set first, where any are given."""
-    key = f"tf:{{{tag}}}:leases"
-    if set_to:
-        server.admin.set(key, msgspec.msgpack.encode(set_to))
-    read = "return cjson.encode(cmsgpack.unpack(redis.call('GET', KEYS[1])))"
-    return json.loads(server.admin.eval(read, 1, key))
+    """The tag's leases, owner -> ms it lives to; set first, where any are given."""
+    key = f"tf2:{{{tag}}}:leases"
+    with redis.Redis(unix_socket_path=str(server.socket)) as raw:
+        if set_to:
+            kept = msgspec.msgpack.decode(raw.get(key) or b"\x80")
+            numbers = {owner: number for owner, (_, number) in kept.items()}
+            made = {
+                owner: (ms, numbers.get(owner, n)) for n, (owner, ms) in enumerate(set_to.items())
+            }
+            raw.set(key, msgspec.msgpack.encode(made))
+        return {owner: ms for owner, (ms, _) in msgspec.msgpack.decode(raw.get(key)).items()}
 
 
 async def holders(store, tag, limit):
@@ -63,11 +68,11 @@ async def test_every_key_of_a_tenant_shares_its_hash_tag_and_all_but_the_epoch_e
 
     keys = own_valkey.admin.keys()
 
-    assert all(key.startswith("tf:{t7}:") for key in keys)
+    assert all(key.startswith("tf2:{t7}:") for key in keys)
     forever = [key for key in keys if own_valkey.admin.ttl(key) < 0]
-    assert forever == ["tf:{t7}:epoch"]
+    assert forever == ["tf2:{t7}:epoch"]
     for held in ("r1", "r2"):
-        assert 0 < own_valkey.admin.pttl(f"tf:{{t7}}:r:{held}") <= 60_000
+        assert 0 < own_valkey.admin.pttl(f"tf2:{{t7}}:r:{held}") <= 60_000
 
 
 async def test_scope_lives_until_its_buckets_are_full_and_absent_is_full(valkey, opened, tag):
@@ -75,7 +80,7 @@ async def test_scope_lives_until_its_buckets_are_full_and_absent_is_full(valkey,
     limit = bucket("k1", capacity=600, per_minute=60)
     await store.reserve(tag, "a", (Charge(limit, 600),), 60)
 
-    alive_ms = valkey.admin.pttl(f"tf:{{{tag}}}:s:k1")
+    alive_ms = valkey.admin.pttl(f"tf2:{{{tag}}}:s:k1")
 
     assert 600_000 < alive_ms <= 600_000 + 60_000 + 3_600_000
 
@@ -155,17 +160,15 @@ async def test_backlog_leaves_room_for_admissions(valkey, opened, tag):
 async def test_clock_that_stepped_back_grants_nothing_and_does_not_freeze(valkey, opened, tag):
     store = await opened(valkey)
     limit = bucket("k1", capacity=100, per_minute=60_000)
-    key = f"tf:{{{tag}}}:s:k1"
+    key = f"tf2:{{{tag}}}:s:k1"
     await store.reserve(tag, "a", (Charge(limit, 100),), 60)
     future_ms = store.clock_ms + 3_600_000
+    # The scope's one level ends its string: ticks, then when.
     write = (
-        "return redis.call('HSET', KEYS[1], 'minute:tokens', "
-        "struct.pack('>dddd', 0, ARGV[1], 100, 60000))"
+        "local at = redis.call('STRLEN', KEYS[1]) - 16 "
+        "return redis.call('SETRANGE', KEYS[1], at, struct.pack('<dd', 0, ARGV[1]))"
     )
-    read = (
-        "local _, at_ms = struct.unpack('>dddd', redis.call('HGET', KEYS[1], 'minute:tokens')) "
-        "return at_ms"
-    )
+    read = "local at_ms = struct.unpack('<d', redis.call('GETRANGE', KEYS[1], -8, -1)) return at_ms"
     valkey.admin.eval(write, 1, key, future_ms)
 
     refused = await store.reserve(tag, "b", (Charge(limit, 20),), 60)
@@ -185,7 +188,7 @@ async def test_reservation_that_outlived_its_epoch_is_charged_in_full_and_refund
     charges = (Charge(TENANT, 400), Charge(slots(), 1))
     first = await store.reserve(tag, "settled", charges, 60)
     await store.reserve(tag, "released", charges, 60)
-    valkey.admin.delete(f"tf:{{{tag}}}:epoch")
+    valkey.admin.delete(f"tf2:{{{tag}}}:epoch")
 
     for _ in range(2):
         store.release(tag, "released")

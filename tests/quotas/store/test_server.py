@@ -10,7 +10,7 @@ from quotas.store.server import WINDOW, Job, Server
 from quotas.store.steps import CLAIM, EPOCH, UNCLAIM
 from tests.support.until import until
 
-KEYS = ["tf:{t1}:c:name"]
+KEYS = ["tf2:{t1}:c:name"]
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ async def test_call_is_answered_in_front_of_a_backlog(own_valkey, opened):
     for job in jobs:
         server.queue(job)
 
-    await server.call(EPOCH, ["tf:{t1}:epoch"], ("nonce",))
+    await server.call(EPOCH, ["tf2:{t1}:epoch"], ("nonce",))
 
     assert WINDOW <= len(acknowledged) < len(jobs)
     await until(lambda: acknowledged == jobs)
