@@ -201,7 +201,8 @@ def _torn(mapping: memoryview, index: int, step: Callable[[], None]) -> None:
 def _torn_frame(incarnation: Incarnation, kind: int, payload: bytes) -> None:
     journal = incarnation.journal
     frame = pack_frame(kind, journal._sequence + 1, payload)
-    os.pwrite(journal._descriptor, frame[: len(frame) // 2], journal._position)
+    at = journal._make_room(len(frame))
+    os.pwrite(journal._descriptor, frame[: len(frame) // 2], at)
 
 
 def main() -> None:
