@@ -8,6 +8,7 @@ under 300 ms at the 95th percentile, and sums that are the ledger's.
 
 import argparse
 import asyncio
+import gc
 import random
 import sys
 import tempfile
@@ -21,7 +22,7 @@ import msgspec
 from gateway.control.usages import Usages
 from gateway.link.messages import Read
 from gateway.store.database import Database, open_database
-from gateway.store.rollups import differences
+from gateway.store.rollups import HOUR_MS, differences
 from loadtests.ledger_rows import DAY_MS, DAYS, FIRST_MS, fill
 from tests.support.postgres import serving
 
@@ -55,11 +56,35 @@ def questions(usages: Usages) -> dict[str, Question]:
 
         return ask
 
+    def to_this_hour(days: int, **query: str) -> Question:
+        """As a dashboard asks: neither end is a day's."""
+
+        def ask(chance: random.Random) -> Awaitable[object]:
+            begun = chance.randrange(DAYS - days)
+            hour = f"T{chance.randrange(1, 24):02}:00:00Z"
+            return usages.of_operator(
+                {"from": day(begun) + hour, "to": day(begun + days) + hour} | query
+            )
+
+        return ask
+
+    def next_page(**query: str) -> Question:
+        """Somewhere in the middle of everything."""
+
+        async def ask(chance: random.Random) -> object:
+            at = FIRST_MS // HOUR_MS + chance.randrange(DAYS * 24)
+            groups = query["by"].count(",") + 1
+            cursor = ".".join([str(at), *["0"] * (groups - 1), "USD"])
+            return await usages.of_operator(query | {"cursor": cursor})
+
+        return ask
+
     return {
         "developer: 30 days by day": developer(30, by="day"),
         "developer: all by key and model": developer(89, by="key,model"),
         "developer: 7 days by hour": developer(7, by="hour", limit="200"),
         "developer: a day by key, model, hour": developer(1, by="key,model,hour"),
+        "developer: all by hour, the largest page": developer(89, by="hour", limit="1000"),
         "operator: all by day": operator(89, by="day"),
         "operator: all by tenant": operator(89, by="tenant"),
         "operator: 30 days by model and day": operator(30, by="model,day"),
@@ -67,6 +92,12 @@ def questions(usages: Usages) -> dict[str, Question]:
         "operator: a day by hour": operator(1, by="hour"),
         "operator: a day by key and hour, a page": operator(1, by="key,hour"),
         "operator: a tenant's 30 days by hour": operator(30, by="hour", tenant="any"),
+        "operator: all by hour, a page": operator(89, by="hour"),
+        "operator: all by key and hour, a page": operator(89, by="key,hour"),
+        "operator: the same from the middle on": next_page(by="key,hour"),
+        "operator: all by tenant, model, day, a page": operator(89, by="tenant,model,day"),
+        "operator: 1 day to this hour by tenant": to_this_hour(1, by="tenant"),
+        "operator: 60 days to this hour by key": to_this_hour(60, by="key"),
     }
 
 
@@ -77,6 +108,8 @@ async def measure(db: Database, rounds: int) -> bool:
     asked = questions(Usages(db, nothing_waits))
     chance = random.Random(7)
     took: dict[str, list[float]] = {name: [] for name in asked}
+    gc.collect()
+    gc.freeze()  # as the control process does
     for _ in range(rounds):
         for name, ask in asked.items():
             begun_s = time.perf_counter()

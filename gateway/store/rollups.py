@@ -1,25 +1,35 @@
-"""Sums of usage by hour and by day, kept in the transactions that move the ledger.
+"""Sums of usage by hour, day and week, kept in the transactions that move the ledger.
 
-An hour is the one that a request was admitted in (UTC): a late record, a reversal and a new price
+Two kinds of rows: of a key and model, and of a model whoever asked, for what is asked of all. An
+hour is the one that a request was admitted in (UTC): a late record, a reversal and a new price
 enter the hour of their record, whenever they come. Costs are the ledger's; ``charged_nano`` follows
 corrections. ``differences`` compares with the ledger, ``rebuild`` makes the sums anew from it.
-Not here: reading the sums (``gateway.store.usage``), months and statements.
+Not here: reading the sums (``gateway.store.summaries``), months and statements.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
-from sqlalchemy import RowMapping, Table, func, select, text
+from sqlalchemy import ColumnElement, RowMapping, Table, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.database import Database
 from gateway.store.entries import add_up, lock_books
-from gateway.store.schema import usage_days, usage_hours, usage_records
+from gateway.store.schema import (
+    model_days,
+    model_hours,
+    usage_days,
+    usage_hours,
+    usage_records,
+    usage_weeks,
+)
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
+#: Weeks begin where the first one of 1970 did, on Thursdays: nobody asks for them, they only add up.
+WEEK_MS = 7 * DAY_MS
 #: Of sums made or compared at once.
-SPAN_MS = 31 * DAY_MS
+SPAN_MS = 4 * WEEK_MS
 #: What is summed, in the order of a group's list of sums.
 SUMMED = (
     "requests",
@@ -33,12 +43,32 @@ SUMMED = (
 )
 _COUNTS = SUMMED[1:]
 _CHARGED = len(SUMMED) - 1
-_KINDS: tuple[tuple[Table, str, int], ...] = (
-    (usage_hours, "hour", HOUR_MS),
-    (usage_days, "day", DAY_MS),
-)
+_OF_KEY = ("tenant_id", "project_id", "key_id", "model_id")
+_OF_MODEL = ("model_id",)
+
+
+class Level(NamedTuple):
+    """One table of sums: ``width_ms`` of time a row, of ``whose`` and a currency."""
+
+    table: Table
+    bucket: str
+    width_ms: int
+    whose: tuple[str, ...]
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        return (*self.whose, self.bucket, "currency")
+
+
+HOURS = Level(usage_hours, "hour", HOUR_MS, _OF_KEY)
+DAYS = Level(usage_days, "day", DAY_MS, _OF_KEY)
+WEEKS = Level(usage_weeks, "week", WEEK_MS, _OF_KEY)
+MODEL_HOURS = Level(model_hours, "hour", HOUR_MS, _OF_MODEL)
+MODEL_DAYS = Level(model_days, "day", DAY_MS, _OF_MODEL)
+LEVELS = (HOURS, DAYS, WEEKS, MODEL_HOURS, MODEL_DAYS)
 Row = Mapping[str, Any] | RowMapping
-Group = tuple[int, int, int, int, int, str]  # tenant, project, key, model, bucket, currency
+Group = tuple[Any, ...]  # the ids of a level's ``whose``, bucket, currency
+Sums = dict[Group, list[int]]
 
 #: What corrections moved of each record's charge. A correction's key is "reversal:ID:3" or
 #: "reprice:ID:3"; what is posted to the tenant's accounts is what it moves.
@@ -52,8 +82,9 @@ _CORRECTED = """
       AND p.account IN ('customer_prepaid', 'receivable', 'promotional')
       AND r.started_ms >= :from_ms AND r.started_ms < :to_ms
 """
+#: In the order of the tables' own, so that what is read together lies together.
 _LEDGER = """
-    SELECT tenant_id, project_id, key_id, model_id, bucket, currency,
+    SELECT {whose}, bucket, currency,
            sum(requests) AS requests, sum(prompt_tokens) AS prompt_tokens,
            sum(cached_tokens) AS cached_tokens, sum(completion_tokens) AS completion_tokens,
            sum(reasoning_tokens) AS reasoning_tokens, sum(unbilled_ms) AS unbilled_ms,
@@ -67,7 +98,7 @@ _LEDGER = """
         SELECT tenant_id, project_id, key_id, model_id, bucket, currency,
                0, 0, 0, 0, 0, 0, 0, nano FROM ({corrected}) AS c
     ) AS e
-    GROUP BY tenant_id, project_id, key_id, model_id, bucket, currency
+    GROUP BY {whose}, bucket, currency ORDER BY bucket, {whose}
 """
 
 
@@ -75,7 +106,7 @@ class Rollups:
     """What one transaction adds to the sums. Collected, then written at once."""
 
     def __init__(self) -> None:
-        self._hours: dict[Group, list[int]] = {}
+        self._hours: Sums = {}
 
     def add(self, row: Row) -> None:
         """A new row of ``usage_records``."""
@@ -89,13 +120,15 @@ class Rollups:
         self._sums(row, row["started_ms"], currency)[_CHARGED] += nano
 
     async def write(self, connection: AsyncConnection) -> None:
-        days: dict[Group, list[int]] = {}
-        for (*whose, hour, currency), sums in self._hours.items():
-            group: Group = (*whose, hour // 24, currency)  # type: ignore[assignment]  # four ids
-            before = days.get(group)
-            days[group] = sums if before is None else list(map(int.__add__, before, sums))
-        for (table, bucket, _), groups in zip(_KINDS, (self._hours, days), strict=True):
-            await add_up(connection, table, SUMMED, _rows(groups, bucket))
+        days = _merged(self._hours, lambda group: (*group[:4], group[4] // 24, group[5]))
+        weeks = _merged(days, lambda group: (*group[:4], group[4] // 7, group[5]))
+        hours_of_models = _merged(self._hours, lambda group: group[3:])
+        days_of_models = _merged(
+            hours_of_models, lambda group: (group[0], group[1] // 24, group[2])
+        )
+        added = (self._hours, days, weeks, hours_of_models, days_of_models)
+        for level, groups in zip(LEVELS, added, strict=True):
+            await add_up(connection, level.table, SUMMED, _rows(groups, level))
 
     def _sums(self, row: Row, at_ms: int, currency: str) -> list[int]:
         group = (
@@ -113,30 +146,27 @@ class Rollups:
 
 
 async def rebuild(db: Database, *, at_most_ms: int = SPAN_MS) -> int:
-    """Make every sum anew from the ledger, a month at a time; the number of rows made. Records go on
-    arriving between two months.
+    """Make every sum anew from the ledger, so many whole weeks at a time; the number of rows made.
+    Records go on arriving between them.
     """
     made = 0
     for from_ms, to_ms in await _spans(db, at_most_ms):
         async with db.begin() as connection:
             await lock_books(connection)
-            for table, bucket, width in _KINDS:
+            for level in LEVELS:
                 where = {"from_ms": from_ms, "to_ms": to_ms}
                 await connection.execute(
-                    table.delete().where(
-                        table.c[bucket] >= from_ms // width, table.c[bucket] < to_ms // width
-                    )
+                    level.table.delete().where(*_within(level, from_ms, to_ms))
                 )
-                columns = ("tenant_id", "project_id", "key_id", "model_id", bucket, "currency")
-                into = f"INSERT INTO {table.name} ({', '.join((*columns, *SUMMED))})"
+                into = f"INSERT INTO {level.table.name} ({', '.join((*level.group, *SUMMED))})"
                 # Names and numbers of this module alone; what varies is bound.
-                done = await connection.execute(text(into + _ledger_sql(width)), where)
+                done = await connection.execute(text(into + _ledger_sql(level)), where)
                 made += done.rowcount
     return made
 
 
 async def differences(db: Database, *, at_most: int = 100) -> list[dict[str, Any]]:
-    """Where sums and ledger differ, at most so many; empty when they agree. A month at a time, each
+    """Where sums and ledger differ, at most so many; empty when they agree. Four weeks at a time, each
     a consistent read.
     """
     found: list[dict[str, Any]] = []
@@ -144,76 +174,83 @@ async def differences(db: Database, *, at_most: int = 100) -> list[dict[str, Any
         async with db.read() as connection:
             if not db.is_sqlite:
                 await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
-            for table, bucket, width in _KINDS:
-                found += await _compare(connection, table, bucket, width, from_ms, to_ms)
+            for level in LEVELS:
+                found += await _compare(connection, level, from_ms, to_ms)
         if len(found) >= at_most:
             break
     return found[:at_most]
 
 
 async def _compare(
-    connection: AsyncConnection, table: Table, bucket: str, width: int, from_ms: int, to_ms: int
+    connection: AsyncConnection, level: Level, from_ms: int, to_ms: int
 ) -> list[dict[str, Any]]:
     span = {"from_ms": from_ms, "to_ms": to_ms}
-    rows = await connection.execute(text(_ledger_sql(width)), span)
-    ledger = {tuple(row[:6]): [int(each) for each in row[6:]] for row in rows}
-    names = ("tenant_id", "project_id", "key_id", "model_id", bucket, "currency", *SUMMED)
+    rows = await connection.execute(text(_ledger_sql(level)), span)
+    groups = len(level.group)
+    ledger = {tuple(row[:groups]): [int(each) for each in row[groups:]] for row in rows}
     kept = await connection.execute(
-        select(*(table.c[name] for name in names)).where(
-            table.c[bucket] >= from_ms // width, table.c[bucket] < to_ms // width
+        select(*(level.table.c[name] for name in (*level.group, *SUMMED))).where(
+            *_within(level, from_ms, to_ms)
         )
     )
     nothing = [0] * len(SUMMED)
     found = []
     for row in kept:
-        group, sums = tuple(row[:6]), list(row[6:])
+        group, sums = tuple(row[:groups]), list(row[groups:])
         right = ledger.pop(group, nothing)
         if right != sums:
-            found.append(_difference(bucket, group, right, sums))
-    return found + [_difference(bucket, group, right, nothing) for group, right in ledger.items()]
+            found.append(_difference(level, group, right, sums))
+    return found + [_difference(level, group, right, nothing) for group, right in ledger.items()]
+
+
+def _within(level: Level, from_ms: int, to_ms: int) -> tuple[ColumnElement[bool], ...]:
+    column = level.table.c[level.bucket]
+    return column >= from_ms // level.width_ms, column < to_ms // level.width_ms
 
 
 async def _spans(db: Database, at_most_ms: int) -> list[tuple[int, int]]:
-    """[from, to) in whole days over all that the ledger or a sum has."""
+    """[from, to) in whole weeks over all that the ledger or a sum has."""
+    columns = [(level.table.c[level.bucket], level.width_ms) for level in LEVELS]
+    weeks: list[int] = []
     async with db.read() as connection:
-        first, last = (
-            await connection.execute(
-                select(func.min(usage_records.c.started_ms), func.max(usage_records.c.started_ms))
-            )
-        ).one()
-        low, high = (
-            await connection.execute(select(func.min(usage_days.c.day), func.max(usage_days.c.day)))
-        ).one()
-        hours = (
-            await connection.execute(
-                select(func.min(usage_hours.c.hour), func.max(usage_hours.c.hour))
-            )
-        ).one()
-    days = [each // DAY_MS for each in (first, last) if each is not None]
-    days += [each for each in (low, high) if each is not None]
-    days += [each // 24 for each in hours if each is not None]
-    if not days:
+        for column, width_ms in ((usage_records.c.started_ms, 1), *columns):
+            for which in (func.min, func.max):  # both in one query would read the whole index
+                found = await connection.scalar(select(which(column)))
+                if found is not None:
+                    weeks.append(found * width_ms // WEEK_MS)
+    if not weeks:
         return []
-    begin, end = min(days) * DAY_MS, (max(days) + 1) * DAY_MS
+    begin, end = min(weeks) * WEEK_MS, (max(weeks) + 1) * WEEK_MS
     return [(at, min(end, at + at_most_ms)) for at in range(begin, end, at_most_ms)]
 
 
-def _ledger_sql(width: int) -> str:
-    return _LEDGER.format(width=width, corrected=_CORRECTED.format(width=width))
+def _ledger_sql(level: Level) -> str:
+    return _LEDGER.format(
+        width=level.width_ms,
+        whose=", ".join(level.whose),
+        corrected=_CORRECTED.format(width=level.width_ms),
+    )
 
 
-def _rows(groups: Mapping[Group, Iterable[int]], bucket: str) -> list[dict[str, Any]]:
+def _merged(groups: Sums, to: Callable[[Group], Group]) -> Sums:
+    """The same sums in coarser groups."""
+    merged: Sums = {}
+    for group, sums in groups.items():
+        coarser = to(group)
+        before = merged.get(coarser)
+        merged[coarser] = sums if before is None else list(map(int.__add__, before, sums))
+    return merged
+
+
+def _rows(groups: Mapping[Group, Iterable[int]], level: Level) -> list[dict[str, Any]]:
     """In one order in every process, so that no two wait for each other."""
-    names = ("tenant_id", "project_id", "key_id", "model_id", bucket, "currency", *SUMMED)
+    names = (*level.group, *SUMMED)
     return [dict(zip(names, (*group, *groups[group]), strict=True)) for group in sorted(groups)]
 
 
-def _difference(
-    bucket: str, group: tuple[Any, ...], ledger: list[int], kept: list[int]
-) -> dict[str, Any]:
-    names = ("tenant_id", "project_id", "key_id", "model_id", bucket, "currency")
+def _difference(level: Level, group: Group, ledger: list[int], kept: list[int]) -> dict[str, Any]:
     return {
-        **dict(zip(names, group, strict=True)),
+        **dict(zip(level.group, group, strict=True)),
         "ledger": dict(zip(SUMMED, ledger, strict=True)),
         "kept": dict(zip(SUMMED, kept, strict=True)),
     }

@@ -186,19 +186,19 @@ usage_records = _table(
 )
 
 
-def _usage_sums(name: str, bucket: str) -> Table:
-    """Sums of usage by key, model and currency, of requests admitted in one hour or day (UTC). The
-    order of the primary key keeps a project's rows together, oldest first.
+def _usage_sums(name: str, bucket: str, *, by_key: bool = True) -> Table:
+    """Sums of usage of requests admitted in one hour, day or week (UTC): by key, model and currency, or
+    by model and currency alone, whoever asked. In the order of time, so that what is written lies
+    together, and what is asked of all; a project's own rows have an index.
     """
+    whose = ("project_id", "key_id", "model_id") if by_key else ("model_id",)
     return Table(
         name,
         metadata,
-        Column("project_id", BigInteger, primary_key=True),
-        Column(bucket, BigInteger, primary_key=True),  # Unix hours, or Unix days
-        Column("key_id", BigInteger, primary_key=True),
-        Column("model_id", BigInteger, primary_key=True),
+        Column(bucket, BigInteger, primary_key=True),  # Unix hours, days, or weeks of 7 of them
+        *(Column(each, BigInteger, primary_key=True) for each in whose),
         Column("currency", Text, primary_key=True),  # empty: of no price
-        Column("tenant_id", BigInteger, nullable=False),
+        *([Column("tenant_id", BigInteger, nullable=False)] if by_key else []),
         Column("requests", BigInteger, nullable=False),
         Column("prompt_tokens", BigInteger, nullable=False),
         Column("cached_tokens", BigInteger, nullable=False),
@@ -207,13 +207,16 @@ def _usage_sums(name: str, bucket: str) -> Table:
         Column("unbilled_ms", BigInteger, nullable=False),
         Column("cost_nano", BigInteger, nullable=False),
         Column("charged_nano", BigInteger, nullable=False),  # corrections included
-        Index(f"ix_{name}_{bucket}", bucket),
+        *([Index(f"ix_{name}_project", "project_id", bucket)] if by_key else []),
         sqlite_with_rowid=False,
     )
 
 
 usage_hours = _usage_sums("usage_hours", "hour")
 usage_days = _usage_sums("usage_days", "day")
+usage_weeks = _usage_sums("usage_weeks", "week")
+model_hours = _usage_sums("model_hours", "hour", by_key=False)
+model_days = _usage_sums("model_days", "day", by_key=False)
 usage_quarantine = _table(
     "usage_quarantine",
     Column("request_id", Text, nullable=False),

@@ -1,30 +1,35 @@
-"""Usage summed for a reader, from the sums by hour and day that the shipper keeps; never from records.
+"""Usage summed for a reader, from the sums that the shipper keeps; never from records.
 
-Whole days come from the sums by day, a range's ragged ends from those by hour. Pages follow the order
-of the groups (time first, then ids), which no rename moves. Not here: keeping the sums
-(``gateway.store.rollups``), who may ask (``gateway.control.usages``).
+Whole weeks and days come from the sums of these, a range's ragged ends from those by hour; what is
+asked of models alone from sums that name nobody. Pages follow the order of the groups (time first,
+then ids), which no rename moves; where time is asked for, a page reads little more of it than it
+shows. Not here: keeping the sums (``gateway.store.rollups``), who may ask
+(``gateway.control.usages``).
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import (
-    ColumnElement,
-    Select,
-    Table,
-    func,
-    select,
-    tuple_,
-    union_all,
-)
+from sqlalchemy import ColumnElement, Select, func, select, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.database import Database
-from gateway.store.rollups import DAY_MS, HOUR_MS, SUMMED
-from gateway.store.schema import keys, models, projects, tenants, usage_days, usage_hours
+from gateway.store.rollups import (
+    DAY_MS,
+    DAYS,
+    HOUR_MS,
+    HOURS,
+    MODEL_DAYS,
+    MODEL_HOURS,
+    SUMMED,
+    WEEKS,
+    Level,
+)
+from gateway.store.schema import keys, models, projects, tenants
 from quotas.money import decimal
 
 By = Literal["tenant", "project", "key", "model", "day", "hour"]
@@ -34,6 +39,10 @@ BY: tuple[By, ...] = ("day", "hour", "tenant", "project", "key", "model")
 EVER_MS = 253_402_300_800_000
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _CURRENCY = re.compile(r"[A-Z]{0,3}")
+#: Of a page, in hours or days: the first piece of time read, and how much longer the next may be.
+FIRST_PIECE = 4
+LONGER_AT_MOST = 16
+_WIDTHS = {"day": DAY_MS, "hour": HOUR_MS}
 _NO_CURSOR = "cursor: expected what an answer before gave as next"
 _ID_COLUMN = {
     "tenant": "tenant_id",
@@ -80,19 +89,9 @@ async def summary(db: Database, asked: Asked) -> Page:
     by = tuple(each for each in BY if each in asked.by)
     from_ms = asked.from_ms // HOUR_MS * HOUR_MS
     to_ms = min(-(-asked.to_ms // HOUR_MS) * HOUR_MS, EVER_MS)
-    parts = _parts(by, from_ms, to_ms, _filters(asked))
-    source = union_all(*parts).subquery()
-    group: list[ColumnElement[Any]] = [source.c[each] for each in (*by, "currency")]
-    query = (
-        select(*group, *(func.sum(source.c[name]).label(name) for name in SUMMED))
-        .group_by(*group)
-        .order_by(*group)
-        .limit(asked.limit + 1)
-    )
-    if asked.after:
-        query = query.where(tuple_(*group) > tuple_(*_from_cursor(asked.after, len(by))))
+    after = _from_cursor(asked.after, len(by)) if asked.after else None
     async with db.read() as connection:
-        rows = list(await connection.execute(query))
+        rows = await _groups(connection, asked, by, (from_ms, to_ms), after)
         page = rows[: asked.limit]
         names = await _names(connection, by, page)
     more = len(rows) > asked.limit
@@ -104,45 +103,121 @@ async def summary(db: Database, asked: Asked) -> Page:
     )
 
 
-def _parts(
-    by: Sequence[By], from_ms: int, to_ms: int, filters: list[tuple[str, Any]]
-) -> list[Select[Any]]:
-    """What to add up: days where a whole day may be taken, else hours."""
-    first_day, last_day = -(-from_ms // DAY_MS), to_ms // DAY_MS
-    hours = (from_ms // HOUR_MS, to_ms // HOUR_MS)
-    if "hour" in by or first_day >= last_day:
-        return [_part(usage_hours, by, *hours, filters)]
-    parts = [_part(usage_days, by, first_day, last_day, filters)]
-    if hours[0] < first_day * 24:
-        parts.append(_part(usage_hours, by, hours[0], first_day * 24, filters))
-    if last_day * 24 < hours[1]:
-        parts.append(_part(usage_hours, by, last_day * 24, hours[1], filters))
+async def _groups(
+    connection: AsyncConnection,
+    asked: Asked,
+    by: Sequence[By],
+    span: tuple[int, int],
+    after: list[Any] | None,
+) -> list[Any]:
+    """At most ``limit`` + 1 of them. Where time is asked for it comes first, so that a page is read
+    in pieces of time, each as long as what came before says, until there are enough.
+    """
+    filters, wanted = _filters(asked), asked.limit + 1
+    levels = _levels(by, filters)
+    width_ms = _WIDTHS.get(by[0]) if by else None
+    if width_ms is None:
+        query = _query(levels, by, span, filters, after).limit(wanted)
+        return list(await connection.execute(query))
+    low_ms, high_ms = await _known(connection, levels[-1], span)
+    if after is not None:
+        low_ms = max(low_ms, after[0] * width_ms)
+    rows: list[Any] = []
+    piece = FIRST_PIECE
+    while low_ms < high_ms and len(rows) < wanted:
+        end_ms = min(low_ms // width_ms * width_ms + piece * width_ms, high_ms)
+        query = _query(levels, by, (low_ms, end_ms), filters, after).limit(wanted - len(rows))
+        found = list(await connection.execute(query))
+        rows += found
+        lacking = wanted - len(rows)
+        enough = lacking * piece * 5 // (len(found) * 4) if found else piece * LONGER_AT_MOST
+        piece = min(max(enough, piece), piece * LONGER_AT_MOST)
+        low_ms = end_ms
+    return rows
+
+
+async def _known(
+    connection: AsyncConnection, finest: Level, span: tuple[int, int]
+) -> tuple[int, int]:
+    """What of the span there are sums of, in whole hours; nothing is an empty one."""
+    column = finest.table.c[finest.bucket]
+    first = await connection.scalar(select(func.min(column)).where(column >= span[0] // HOUR_MS))
+    last = await connection.scalar(select(func.max(column)))
+    if first is None or last is None:
+        return 0, 0
+    return first * HOUR_MS, min(span[1], (last + 1) * HOUR_MS)
+
+
+def _levels(by: Sequence[By], filters: list[tuple[str, Any]]) -> tuple[Level, ...]:
+    """The sums that can answer, coarse to fine."""
+    named = {_ID_COLUMN[each] for each in by if each in _ID_COLUMN}
+    of_models = named | {column for column, _ in filters} <= {"model_id"}
+    days, hours = (MODEL_DAYS, MODEL_HOURS) if of_models else (DAYS, HOURS)
+    if "hour" in by:
+        return (hours,)
+    return (days, hours) if of_models or "day" in by else (WEEKS, days, hours)
+
+
+def _query(
+    levels: Sequence[Level],
+    by: Sequence[By],
+    span: tuple[int, int],
+    filters: list[tuple[str, Any]],
+    after: list[Any] | None,
+) -> Select[Any]:
+    """The groups of a span of time behind a cursor, in their order."""
+    parts = [_part(level, by, part, filters) for level, *part in _cover(levels, span[0], span[1])]
+    if len(parts) == 1:
+        ((query, group),) = parts
+    else:
+        source = union_all(*(each.group_by(*of_it) for each, of_it in parts)).subquery()
+        group = [source.c[each] for each in (*by, "currency")]
+        query = select(*group, *(func.sum(source.c[name]).label(name) for name in SUMMED))
+    if after is not None:
+        query = query.where(tuple_(*group) > tuple_(*after))
+    return query.group_by(*group).order_by(*group)
+
+
+def _cover(levels: Sequence[Level], low_ms: int, high_ms: int) -> list[tuple[Level, int, int]]:
+    """A span in as coarse sums as may be: (level, from, to) in its buckets."""
+    level, *finer = levels
+    width_ms, ever = level.width_ms, high_ms >= EVER_MS
+    first, last = -(-low_ms // width_ms), -(-high_ms // width_ms) if ever else high_ms // width_ms
+    if not finer:
+        return [(level, first, last)]
+    if first >= last:
+        return _cover(finer, low_ms, high_ms)
+    parts = [(level, first, last)]
+    if low_ms < first * width_ms:
+        parts += _cover(finer, low_ms, first * width_ms)
+    if last * width_ms < high_ms:
+        parts += _cover(finer, last * width_ms, high_ms)
     return parts
 
 
 def _part(
-    table: Table, by: Sequence[By], low: int, high: int, filters: list[tuple[str, Any]]
-) -> Select[Any]:
-    bucket = table.c.hour if table is usage_hours else table.c.day
-    columns: list[ColumnElement[Any]] = []
+    level: Level, by: Sequence[By], span: Sequence[int], filters: list[tuple[str, Any]]
+) -> tuple[Select[Any], list[ColumnElement[Any]]]:
+    """Sums of one level, not grouped yet, and what to group by."""
+    table, (low, high) = level.table, span
+    bucket = table.c[level.bucket]
+    group: list[ColumnElement[Any]] = []
     for each in by:
         if each in _ID_COLUMN:
-            columns.append(table.c[_ID_COLUMN[each]].label(each))
+            group.append(table.c[_ID_COLUMN[each]].label(each))
         else:
-            hours_of_days = table is usage_hours and each == "day"
-            # + 0: SQLite would else read a row at a time in the index's order, at thrice the time.
-            columns.append((bucket // 24 if hours_of_days else bucket + 0).label(each))
-    group = [*columns, table.c.currency]
-    query = select(*group, *(func.sum(table.c[name]).label(name) for name in SUMMED)).group_by(
-        *group
-    )
+            hours_of_days = level.bucket == "hour" and each == "day"
+            # + 0: SQLite would else walk all of time in the index's order for one project's.
+            group.append((bucket // 24 if hours_of_days else bucket + 0).label(each))
+    group.append(table.c.currency)
+    query = select(*group, *(func.sum(table.c[name]).label(name) for name in SUMMED))
     if low > 0:
         query = query.where(bucket >= low)
-    if high < EVER_MS // (HOUR_MS if table is usage_hours else DAY_MS):
+    if high * level.width_ms < EVER_MS:
         query = query.where(bucket < high)
     for column, ids in filters:
         query = query.where(table.c[column].in_(ids))
-    return query
+    return query, group
 
 
 def _filters(asked: Asked) -> list[tuple[str, Any]]:
@@ -211,10 +286,8 @@ def _slices(ids: Sequence[int], size: int = 5_000) -> Iterable[Sequence[int]]:
 def _shown(by: Sequence[By], row: Any, names: dict[str, dict[int, str]]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for index, each in enumerate(by):
-        if each == "day":
-            shown[each] = _moment(row[index] * DAY_MS).date().isoformat()
-        elif each == "hour":
-            shown[each] = _moment(row[index] * HOUR_MS).strftime("%Y-%m-%dT%H:00:00Z")
+        if each in _WIDTHS:
+            shown[each] = _time(each, row[index])
         else:
             shown[each] = names[each].get(row[index])
     sums = dict(zip(SUMMED, map(int, row[len(by) + 1 :]), strict=True))
@@ -228,5 +301,7 @@ def _shown(by: Sequence[By], row: Any, names: dict[str, dict[int, str]]) -> dict
     }
 
 
-def _moment(at_ms: int) -> datetime:
-    return datetime.fromtimestamp(at_ms / 1000, UTC)
+@lru_cache(maxsize=10_000)
+def _time(kind: str, bucket: int) -> str:
+    at = datetime.fromtimestamp(bucket * (_WIDTHS[kind] // 1000), UTC)
+    return at.date().isoformat() if kind == "day" else at.strftime("%Y-%m-%dT%H:00:00Z")

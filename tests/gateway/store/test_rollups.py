@@ -1,4 +1,4 @@
-"""Sums by hour and day are the ledger's, whatever comes late, twice, reversed or at a new price."""
+"""Sums by hour, day and week are the ledger's, whatever comes late, twice, reversed or at a new price."""
 
 from typing import Any
 
@@ -9,7 +9,15 @@ from gateway.store import rollups
 from gateway.store.corrections import reprice_record, reverse_record
 from gateway.store.database import Database
 from gateway.store.ledger import insert_records
-from gateway.store.rollups import DAY_MS, HOUR_MS, Rollups, differences, rebuild
+from gateway.store.rollups import (
+    DAY_MS,
+    HOUR_MS,
+    LEVELS,
+    WEEK_MS,
+    Rollups,
+    differences,
+    rebuild,
+)
 from gateway.store.schema import usage_days, usage_hours
 from tests.support.applying import FULL, NOW_MS, apply
 from tests.support.databases import database_url, db
@@ -57,7 +65,7 @@ async def test_a_reversal_and_a_new_price_enter_the_hour_of_their_record(db: Dat
     assert (hour["requests"], hour["cost_nano"]) == (3, 300_000)
     assert hour["charged_nano"] == 0 + 9_000_000 + 100_000
     assert await differences(db) == []
-    assert await rebuild(db) == 2
+    assert await rebuild(db) == len(LEVELS)
     assert await kept(db, usage_hours) == [hour]
 
 
@@ -71,9 +79,8 @@ async def test_a_lost_record_is_found_and_a_rebuild_mends_it(
         await insert_records(db, [record(1), record(2), record(3, status=201)])
     found = await differences(db)
     assert [(each["ledger"]["requests"], each["kept"]["requests"]) for each in found] == [
-        (3, 2),
-        (3, 2),
-    ]
+        (3, 2)
+    ] * len(LEVELS)
     await rebuild(db)
     assert await differences(db) == []
 
@@ -93,10 +100,11 @@ async def test_a_leaked_token_and_a_sum_of_nothing_are_found(db: Database) -> No
 
 
 async def test_a_rebuild_in_small_steps_makes_the_same_sums(db: Database) -> None:
-    await insert_records(db, [record(n, started_ms=START_MS + n * 7 * HOUR_MS) for n in range(20)])
-    before = await kept(db, usage_hours), await kept(db, usage_days)
-    await rebuild(db, at_most_ms=2 * DAY_MS)
-    assert (await kept(db, usage_hours), await kept(db, usage_days)) == before
+    await insert_records(db, [record(n, started_ms=START_MS + n * 17 * HOUR_MS) for n in range(20)])
+    before = [await kept(db, level.table) for level in LEVELS]
+    assert sum(map(len, before)) > 5 * 20 / 2
+    await rebuild(db, at_most_ms=WEEK_MS)
+    assert [await kept(db, level.table) for level in LEVELS] == before
 
 
 async def test_a_rolled_back_batch_leaves_no_sum(

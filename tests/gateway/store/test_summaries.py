@@ -1,5 +1,7 @@
 """Sums as they are read: by what is asked, over the asked time, page by page, the ledger's to the nano."""
 
+from collections import Counter
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.store.database import Database
 from gateway.store.ledger import insert_records
 from gateway.store.rollups import DAY_MS, HOUR_MS
-from gateway.store.summaries import Asked, By, Names, summary
+from gateway.store.summaries import EVER_MS, Asked, By, Names, summary
 from tests.support.applying import FULL, apply
 from tests.support.databases import database_url, db
 from tests.support.postgres import postgres
@@ -119,3 +121,81 @@ async def test_any_range_sums_what_began_in_it(db: Database, ranges: list[tuple[
     for low, high in ranges:
         rows = await asked(db, from_ms=DAY + low * HOUR_MS, to_ms=DAY + high * HOUR_MS)
         assert sum(row["requests"] for row in rows) == max(0, high - low)
+
+
+#: Hours after DAY that had requests: dense, then some of each week, then none for a year.
+BUSY = (*range(30), 31, 55, *range(190, 1_500, 17), 9_000)
+
+
+@pytest.fixture
+async def used(db: Database) -> Database:
+    """Two keys, two models, one of which is known by name, hour after hour."""
+    await apply(db, FULL)
+    rows = [
+        record(n * 3 + m, started_ms=DAY + hour * HOUR_MS, key_id=m % 2 + 1, model_id=(n + m) % 2 + 1)
+        for n, hour in enumerate(BUSY)
+        for m in range(1 + n % 3)
+    ]  # fmt: skip
+    await insert_records(db, rows)
+    return db
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    by=st.sets(st.sampled_from(["key", "model", "time"])),
+    time=st.sampled_from(["day", "hour"]),
+    span=st.tuples(st.integers(0, 1_600), st.integers(0, 1_600)) | st.none(),
+    project_id=st.sampled_from([0, 1]),
+    limit=st.integers(1, 40),
+)
+async def test_whatever_is_asked_is_what_the_records_add_up_to(
+    used: Database,
+    by: set[str],
+    time: str,
+    span: tuple[int, int] | None,
+    project_id: int,
+    limit: int,
+) -> None:
+    """Whichever sums answer, and however many pages it takes."""
+    dimensions: Any = tuple(time if each == "time" else each for each in by)
+    low, high = (-DAY // HOUR_MS, EVER_MS) if span is None else span
+    wanted: Counter[tuple[int, ...]] = Counter()
+    for n, hour in enumerate(BUSY):
+        for m in range(1 + n % 3) if low <= hour < high else ():
+            bucket = DAY // HOUR_MS + hour
+            at = [bucket // 24 if time == "day" else bucket] if "time" in by else []
+            of = {"key": m % 2 + 1, "model": (n + m) % 2 + 1}
+            wanted[(*at, *(of[each] for each in ("key", "model") if each in by))] += 1
+    from_ms, to_ms = DAY + low * HOUR_MS, min(DAY + high * HOUR_MS, EVER_MS)
+    found: list[tuple[tuple[int, ...], int]] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = await summary(
+            used,
+            Asked(
+                by=dimensions,
+                from_ms=from_ms,
+                to_ms=to_ms,
+                project_id=project_id,
+                after=cursor,
+                limit=limit,
+            ),
+        )
+        assert len(page.data) <= limit
+        assert page.next is None or len(page.data) == limit
+        found += [(group_of(row, time), row["requests"]) for row in page.data]
+        cursor = page.next
+    assert found == sorted(wanted.items())
+
+
+def group_of(row: dict[str, Any], time: str) -> tuple[int, ...]:
+    at = []
+    if time in row:
+        moment = datetime.fromisoformat(row[time]).replace(tzinfo=UTC).timestamp()
+        at = [int(moment) // (86_400 if time == "day" else 3_600)]
+    ids = {"acme/bot/ci": 1, "acme/bot/any": 2, "llama": 1, None: 2}
+    return (*at, *(ids[row[each]] for each in ("key", "model") if each in row))
