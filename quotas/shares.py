@@ -32,6 +32,8 @@ def split(whole: int, weights: Sequence[int]) -> list[int]:
     if whole < 0:
         return [-part for part in split(-whole, weights)]
     weight = sum(weights)
+    if whole == weight:
+        return list(weights)
     parts = [divmod(whole * each, weight) for each in weights]
     left = whole - sum(quotient for quotient, _ in parts)
     order = sorted(range(len(parts)), key=lambda index: (-parts[index][1], index))

@@ -8,7 +8,8 @@ FOCUS's columns say (``gateway.control.focus``).
 import csv
 import io
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -32,7 +33,7 @@ from quotas.pricing import Price, rate
 from quotas.record import decode
 from quotas.statement import Statement
 
-PAGE = 2_000
+PAGE = 1_000
 PAGE_MAX = 10_000
 FORMATS = {"csv": "text/csv; charset=utf-8", "jsonl": "application/jsonl"}
 RECORD_COLUMNS = (
@@ -152,7 +153,7 @@ class Exports:
         self, connection: AsyncConnection, cursor: Cursor, only: Only, limit: int
     ) -> Page:
         """Records first, then the charges that are of none."""
-        found = await exports.records_after(connection, cursor.first, only, limit, payload=True)
+        found = await exports.records_after(connection, cursor.first, only, limit, rated=True)
         await self._learn_prices(connection, {row.price_id for row in found})
         numbers = await exports.statement_numbers(
             connection, {row.tenant_id for row in found}, {row.month for row in found}
@@ -166,8 +167,9 @@ class Exports:
             record = decode(bytes(row.payload))
             lines = rate(price, record.usage, record.operation, record.started_ms)
             invoice = numbers.get((row.tenant_id, row.month, row.currency))
+            at = str(cursor)
             for made in focus.rows_of_record(row, price, lines, self._seller, invoice):
-                made["x_Cursor"] = str(cursor)
+                made["x_Cursor"] = at
                 rows.append(made)
         if len(found) == limit:
             return Page(rows, cursor, more=True)
@@ -201,39 +203,42 @@ PageOf = Callable[[AsyncConnection, Cursor, Only, int], Awaitable[Page]]
 
 async def _records(connection: AsyncConnection, cursor: Cursor, only: Only, limit: int) -> Page:
     found = await exports.records_after(connection, cursor.first, only, limit)
-    rows: list[Row] = [_record(row) for row in found]
+    rows = [_record(told) for told in _told(found)]
     return Page(rows, Cursor(found[-1].id) if found else cursor, more=len(found) == limit)
 
 
 async def _postings(connection: AsyncConnection, cursor: Cursor, only: Only, limit: int) -> Page:
     found = await exports.postings_after(connection, cursor.first, only, limit)
-    rows: list[Row] = [_posting(row) for row in found]
+    rows = [_posting(told) for told in _told(found)]
     return Page(rows, Cursor(found[-1].id) if found else cursor, more=len(found) == limit)
 
 
-def _record(row: Any) -> Row:
-    told = row._mapping  # noqa: SLF001 -- SQLAlchemy's public name for it
-    made = {name: told[name] for name in RECORD_COLUMNS if name in told}
-    return made | {
-        "cursor": str(Cursor(row.id)),
-        "started_at": timestamp(row.started_ms),
-        "cost": decimal(row.cost_nano),
-        "charged": decimal(row.charged_nano),
-        "month": format_period(row.month) if row.month else None,
-    }
+def _record(told: dict[str, Any]) -> Row:
+    month = told["month"]
+    told["cursor"] = f"{told['id']}.0"
+    told["started_at"] = timestamp(told["started_ms"])
+    told["cost"] = decimal(told["cost_nano"])
+    told["charged"] = decimal(told["charged_nano"])
+    told["month"] = format_period(month) if month else None
+    return told
 
 
-def _posting(row: Any) -> Row:
-    told = row._mapping  # noqa: SLF001
-    made = {name: told[name] for name in POSTING_COLUMNS if name in told}
-    return made | {
-        "cursor": str(Cursor(row.id)),
-        "amount": decimal(row.nano),
-        "month": format_period(row.month),
-        "occurred_at": timestamp(row.occurred_ms),
-        "posted_at": timestamp(row.posted_ms),
-        "reverses": row.reverses or None,
-    }
+def _posting(told: dict[str, Any]) -> Row:
+    told["cursor"] = f"{told['id']}.0"
+    told["amount"] = decimal(told["nano"])
+    told["month"] = format_period(told["month"])
+    told["occurred_at"] = timestamp(told["occurred_ms"])
+    told["posted_at"] = timestamp(told["posted_ms"])
+    told["reverses"] = told["reverses"] or None
+    return told
+
+
+def _told(rows: Sequence[Any]) -> list[dict[str, Any]]:
+    """SQL's rows by the names of their columns; SQLAlchemy's own mapping takes ten times as long."""
+    if not rows:
+        return []
+    names = rows[0]._fields
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 async def _prices_named(
@@ -257,8 +262,7 @@ async def _prices_named(
 def _csv(columns: tuple[str, ...], rows: list[Row]) -> bytes:
     """RFC 4180; null is an empty field."""
     text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerows([row.get(name) for name in columns] for row in rows)
+    csv.writer(text).writerows(map(itemgetter(*columns), rows))
     return text.getvalue().encode()
 
 
@@ -267,8 +271,10 @@ def _line(columns: tuple[str, ...]) -> bytes:
 
 
 def _jsonl(columns: tuple[str, ...], rows: list[Row]) -> bytes:
-    encode = msgspec.json.Encoder().encode_lines
-    return encode([{name: row.get(name) for name in columns} for row in rows])
+    values = map(itemgetter(*columns), rows)
+    return msgspec.json.Encoder().encode_lines(
+        [dict(zip(columns, row, strict=True)) for row in values]
+    )
 
 
 def _cursor(text: str) -> Cursor:

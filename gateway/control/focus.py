@@ -10,6 +10,7 @@ Source: https://focus.finops.org/focus-specification/v1-2/. Not here: pages and 
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -62,25 +63,24 @@ def rows_of_record(
         return []
     amounts = [line.amount for line in used]
     billed = split(row.charged_nano, amounts) if any(amounts) else [0] * len(used)
-    start_ms = row.started_ms // HOUR_MS * HOUR_MS
+    of_record = _blank(row, seller, invoice)
+    of_record |= _charge_period(row.started_ms)
+    of_record |= {
+        "SubAccountId": str(row.project_id),
+        "SubAccountName": row.project,
+        "SubAccountType": "Project",
+        "Tags": _tags(row.key),
+        "x_RequestId": row.request_id,
+        "x_KeyName": row.key,
+    }
     rows = []
     for line, nano in zip(used, billed, strict=True):
-        made = _blank(row, seller, invoice)
+        amount = decimal(nano)
+        made = of_record.copy()
         made |= _metered(row.model, line.meter, line.units, line.nano, price, row.price_version)
-        made |= {
-            "BilledCost": decimal(nano),
-            "EffectiveCost": decimal(nano),
-            "ChargeDescription": f"{row.model}: {line.meter}",
-            "ChargePeriodStart": moment(start_ms),
-            "ChargePeriodEnd": moment(start_ms + HOUR_MS),
-            "PricingCurrencyEffectiveCost": decimal(nano),
-            "SubAccountId": str(row.project_id),
-            "SubAccountName": row.project,
-            "SubAccountType": "Project",
-            "Tags": _json({"key": row.key}) if row.key else None,
-            "x_RequestId": row.request_id,
-            "x_KeyName": row.key,
-        }
+        made["BilledCost"] = made["EffectiveCost"] = amount
+        made["PricingCurrencyEffectiveCost"] = amount
+        made["ChargeDescription"] = f"{row.model}: {line.meter}"
         rows.append(made)
     return rows
 
@@ -94,14 +94,9 @@ def row_of_charge(row: Any, seller: Seller, invoice: int | None) -> Row:
         made |= _monthly(row.kind, amount, row.currency)
         made["ChargePeriodStart"], made["ChargePeriodEnd"] = _bounds(row.month)
     else:
-        start_ms = row.occurred_ms // HOUR_MS * HOUR_MS
         of = row.reverses or row.entry_key.split(":")[1]
-        made |= {
-            "ChargeClass": "Correction",
-            "ChargeDescription": f"{row.kind} of {of}",
-            "ChargePeriodStart": moment(start_ms),
-            "ChargePeriodEnd": moment(start_ms + HOUR_MS),
-        }
+        made |= _charge_period(row.occurred_ms)
+        made |= {"ChargeClass": "Correction", "ChargeDescription": f"{row.kind} of {of}"}
     return made
 
 
@@ -172,28 +167,44 @@ class _Head:
 
 def _blank(row: Any, seller: Seller, invoice: int | None) -> Row:
     """What every row of a tenant's month says; the rest is null."""
+    return _of_party(
+        row.tenant_id, row.tenant, row.month, row.currency, row.model, invoice, seller.name
+    ).copy()
+
+
+@lru_cache(maxsize=1_000)
+def _of_party(
+    tenant_id: int,
+    tenant: str,
+    month: int,
+    currency: str,
+    model: str | None,
+    invoice: int | None,
+    seller: str,
+) -> Row:
+    """To be copied: the millions of rows of an export have few of these."""
     made: Row = dict.fromkeys((*COLUMNS, *OWN_COLUMNS))
-    start, end = _bounds(row.month)
+    start, end = _bounds(month)
     made |= {
-        "BillingAccountId": str(row.tenant_id),
-        "BillingAccountName": row.tenant,
+        "BillingAccountId": str(tenant_id),
+        "BillingAccountName": tenant,
         "BillingAccountType": "Tenant",
-        "BillingCurrency": row.currency,
+        "BillingCurrency": currency,
         "BillingPeriodStart": start,
         "BillingPeriodEnd": end,
         "ChargeCategory": "Usage",
         "ChargeFrequency": "Usage-Based",
         "InvoiceId": None if invoice is None else str(invoice),
-        "InvoiceIssuerName": seller.name,
-        "PricingCurrency": row.currency,
-        "ProviderName": seller.name,
-        "PublisherName": seller.name,
+        "InvoiceIssuerName": seller,
+        "PricingCurrency": currency,
+        "ProviderName": seller,
+        "PublisherName": seller,
         "ServiceCategory": "AI and Machine Learning",
         "ServiceName": "Inference",
         "ServiceSubcategory": "Generative AI",
     }
-    if row.model:
-        made |= {"ResourceId": row.model, "ResourceName": row.model, "ResourceType": "Model"}
+    if model:
+        made |= {"ResourceId": model, "ResourceName": model, "ResourceType": "Model"}
     return made
 
 
@@ -201,27 +212,40 @@ def _metered(
     model: str | None, meter: str, units: int, nano: int | None, price: Price, version: int | None
 ) -> Row:
     """Quantity and price of one meter. ``nano`` None: the unit price varied (hours, contexts)."""
-    per = PER[meter]
+    of_millions = PER[meter] == MILLION
+    made = _of_meter(model, meter, nano, price.multiplier_ppm, price.tier, version).copy()
+    made["ConsumedQuantity"] = str(units)
+    made["PricingQuantity"] = exact(units, 6) if of_millions else str(units)
+    if nano is not None:
+        cost = exact(units * nano * price.multiplier_ppm, 21 if of_millions else 15)
+        made["ContractedCost"] = made["ListCost"] = cost
+    return made
+
+
+@lru_cache(maxsize=1_000)
+def _of_meter(
+    model: str | None,
+    meter: str,
+    nano: int | None,
+    multiplier_ppm: int,
+    tier: str,
+    version: int | None,
+) -> Row:
+    """To be copied: what all rows of one meter at one price say."""
     unit = UNIT_OF.get(meter, "Tokens")
     made: Row = {
-        "ConsumedQuantity": str(units),
         "ConsumedUnit": unit,
         "PricingCategory": "Standard",
-        "PricingQuantity": exact(units, 6) if per == MILLION else str(units),
-        "PricingUnit": f"{MILLION} {unit}" if per == MILLION else unit,
+        "PricingUnit": f"{MILLION} {unit}" if PER[meter] == MILLION else unit,
         "SkuId": f"{model}/{meter}",
         "SkuMeter": f"{meter.replace('_', ' ')} {unit}".title(),
         "SkuPriceId": f"{model}/{meter}/{version}",
-        "SkuPriceDetails": None if price.tier == DEFAULT_TIER else _json({"Tier": price.tier}),
+        "SkuPriceDetails": None if tier == DEFAULT_TIER else _json({"Tier": tier}),
     }
     if nano is not None:
-        scaled = nano * price.multiplier_ppm  # of 10^-15 of the currency's unit
-        unit_price = exact(scaled, 15)
-        cost = exact(units * scaled, 21 if per == MILLION else 15)
+        unit_price = exact(nano * multiplier_ppm, 15)  # of 10^-15 of the currency's unit
         made |= {
-            "ContractedCost": cost,
             "ContractedUnitPrice": unit_price,
-            "ListCost": cost,
             "ListUnitPrice": unit_price,
             "PricingCurrencyContractedUnitPrice": unit_price,
             "PricingCurrencyListUnitPrice": unit_price,
@@ -253,9 +277,26 @@ def _monthly(kind: str, amount: str, currency: str) -> Row:
     }
 
 
+def _charge_period(at_ms: int) -> Row:
+    """The hour of that moment."""
+    start, end = _hour(at_ms // HOUR_MS)
+    return {"ChargePeriodStart": start, "ChargePeriodEnd": end}
+
+
+@lru_cache(maxsize=1_000)
+def _hour(hour: int) -> tuple[str, str]:
+    return moment(hour * HOUR_MS), moment((hour + 1) * HOUR_MS)
+
+
+@lru_cache(maxsize=1_000)
 def _bounds(month: int) -> tuple[str, str]:
     start_ms, end_ms = bounds_ms(month)
     return moment(start_ms), moment(end_ms)
+
+
+@lru_cache(maxsize=1_000)
+def _tags(key: str | None) -> str | None:
+    return _json({"key": key}) if key else None
 
 
 def _json(value: Mapping[str, str]) -> str:

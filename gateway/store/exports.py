@@ -25,6 +25,16 @@ from quotas.entries import TENANT_ACCOUNTS
 
 #: Charges that are no record's own: a record's first charge is in its row.
 OTHER_CHARGES = ("reprice", "reversal", "shortfall", "throughput")
+#: Of a record: what an export lists, and what a charge is made of. No more is read of a million rows.
+LISTED = (
+    "id", "request_id", "started_ms", "endpoint", "attempts", "choices", "prompt_tokens",
+    "cached_tokens", "completion_tokens", "reasoning_tokens", "source", "outcome", "status",
+    "ttft_ms", "total_ms", "unbilled_ms", "cost_nano", "charged_nano", "currency", "month",
+)  # fmt: skip
+RATED = (
+    "id", "request_id", "started_ms", "tenant_id", "project_id", "price_id", "charged_nano",
+    "currency", "month", "payload",
+)  # fmt: skip
 Rows = Sequence[Any]
 
 
@@ -36,16 +46,12 @@ class Only(msgspec.Struct, frozen=True):
 
 
 async def records_after(
-    connection: AsyncConnection, after_id: int, only: Only, limit: int, *, payload: bool = False
+    connection: AsyncConnection, after_id: int, only: Only, limit: int, *, rated: bool = False
 ) -> Rows:
-    """Usage records by id, with names; ``payload`` too where it is asked for."""
-    columns = [
-        column for column in usage_records.c if column.name not in ("payload_hash", "payload")
-    ]
-    if payload:
-        columns.append(usage_records.c.payload)
+    """Usage records by id, with names: as they are listed, or what is needed to rate them again."""
+    columns = RATED if rated else LISTED
     query = (
-        named_records(*columns)
+        named_records(*(usage_records.c[name] for name in columns))
         .where(usage_records.c.id > after_id)
         .order_by(usage_records.c.id)
         .limit(limit)
