@@ -150,7 +150,7 @@ class Money:
                 at_ms,
             )
             held = (await credit.balances(connection, [tenant_id], at_ms))[tenant_id]
-            moves.append(Move(tenant_id, done["entry_key"], done["amount_nano"]))
+            moves.append(Move(tenant_id, done["entry_key"], done["amount_nano"], done["currency"]))
             return {
                 "reference": body.reference,
                 "amount": format_amount(done["amount_nano"]),
@@ -168,7 +168,7 @@ class Money:
         async def take(connection: Any, tenant_id: int, at_ms: int) -> dict[str, Any]:
             done = await credit.reverse_credit(connection, tenant_id, body.reference, at_ms)
             held = (await credit.balances(connection, [tenant_id], at_ms))[tenant_id]
-            moves.append(Move(tenant_id, done["entry_key"], done["moved_nano"]))
+            moves.append(Move(tenant_id, done["entry_key"], done["moved_nano"], done["currency"]))
             return {
                 "reference": body.reference,
                 "amount": format_amount(done["amount_nano"]),
@@ -219,24 +219,30 @@ class Money:
     # -- corrections -------------------------------------------------------------------------
 
     async def reverse_record(self, request: Request) -> Response:
-        await self._deps.ship()
         request_id = request.path_params["request_id"]
-        async with self._db.begin() as connection:
-            done = await corrections.reverse_record(connection, request_id, now_ms())
-        return await self._corrected(done)
+
+        async def undo(connection: Any, at_ms: int) -> dict[str, Any]:
+            return await corrections.reverse_record(connection, request_id, at_ms)
+
+        return await self._corrected(undo)
 
     async def reprice_record(self, request: Request) -> Response:
-        await self._deps.ship()
         body: _Version = typed(_Version, await read_body(request))
         request_id = request.path_params["request_id"]
-        async with self._db.begin() as connection:
-            done = await corrections.reprice_record(
-                connection, request_id, body.price_version, now_ms()
-            )
-        return await self._corrected(done)
 
-    async def _corrected(self, done: dict[str, Any]) -> Response:
-        del done["tenant_id"]  # its balance is compared within the hour
+        async def anew(connection: Any, at_ms: int) -> dict[str, Any]:
+            version = body.price_version
+            return await corrections.reprice_record(connection, request_id, version, at_ms)
+
+        return await self._corrected(anew)
+
+    async def _corrected(self, do: Callable[[Any, int], Awaitable[dict[str, Any]]]) -> Response:
+        await self._deps.ship()
+        at_ms = now_ms()
+        async with self._db.begin() as connection:
+            done = await do(connection, at_ms)
+            moves = await _moved(connection, done.pop("tenant_id"), at_ms)
+        await self._deps.credited(moves)
         if "charged_nano" in done:
             done["charged"] = format_amount(done.pop("charged_nano"))
         return json_answer(done)
@@ -248,10 +254,15 @@ class Money:
         body: _NewStatement = typed(_NewStatement, await read_body(request))
         month = parse_period(body.month)
         kind: Any = body.kind
+        at_ms, moves = now_ms(), list[Move]()
         async with self._db.begin() as connection:
             made = await statements.close(
-                connection, kind, body.party, month, now_ms(), self._deps.signer.sign
+                connection, kind, body.party, month, at_ms, self._deps.signer.sign
             )
+            if kind == "tenant":
+                tenant_id = await statements.find_party(connection, kind, body.party)
+                moves = await _moved(connection, tenant_id, at_ms)
+        await self._deps.credited(moves)
         return json_answer({"data": made}, 201)
 
     async def preview(self, request: Request) -> Response:
@@ -359,7 +370,7 @@ class Money:
                     moved = done["moved_nano"]
             except accounts.Conflict:
                 return "done before"
-        await self._deps.credited([Move(tenant_id, done["entry_key"], moved)])
+        await self._deps.credited([Move(tenant_id, done["entry_key"], moved, done["currency"])])
         return "credited" if payment.verb == "credit" else "reversed"
 
     async def _tenant(self, connection: Any, request: Request) -> int:
@@ -368,6 +379,11 @@ class Money:
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+async def _moved(connection: Any, tenant_id: int, at_ms: int) -> list[Move]:
+    """What has moved a tenant's balance from that moment on. What is told twice moves it once."""
+    return [Move(*each) for each in await credit.recent_moves(connection, at_ms - 1, [tenant_id])]
 
 
 def _month(request: Request, at_ms: int) -> int:

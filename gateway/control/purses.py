@@ -1,8 +1,9 @@
 """Balances in the store, kept to what SQL says: moved by a credit at once, compared every hour.
 
-A credit is one adjustment with an id, so it moves a balance once, however often and by whomever it
+So is what else moves a balance beside use: a correction, a month's true-up and reserved hours. Each
+is one adjustment with an id, so it moves a balance once, however often and by whomever it
 is handed over; a count from SQL (``gateway.control.balances``) names those that it includes. So a
-process that was killed between SQL and the store, or found the store away, hands over a day's credits
+process that was killed between SQL and the store, or found the store away, hands over a day's moves
 again. Where reservations live in a data process's memory, that process is told over the link. Not
 here: what a balance is (``gateway.store.credit``).
 """
@@ -39,11 +40,14 @@ _log = logging.getLogger("gateway.control.purses")
 
 
 class Move(msgspec.Struct, frozen=True):
-    """What moved a tenant's balance in SQL. ``entry_key`` is the adjustment's id."""
+    """What moved a tenant's balance in SQL. ``entry_key`` is the adjustment's id. In another currency
+    than its contract's it moves another purse than the one that requests are paid from.
+    """
 
     tenant_id: int
     entry_key: str
     nano: int
+    currency: str
 
 
 class Purses:
@@ -129,7 +133,7 @@ class Purses:
     async def _hand_over(self, moves: Sequence[Move]) -> None:
         for move in moves:
             limit = self._balance_of(move.tenant_id)
-            if limit is None:
+            if limit is None or move.currency != self._snapshot.tenants[move.tenant_id].currency:
                 continue
             tag, delta = f"t{move.tenant_id}", move.nano // NANO_PER_MICRO
             if self._store is None:
@@ -176,7 +180,7 @@ class Purses:
             now_ms = time.time_ns() // 1_000_000
             async with self._db.read() as connection:
                 held = await balances(connection, [tenant_id], now_ms)
-                moves = await recent_moves(connection, now_ms - RECENT_MS, tenant_id)
+                moves = await recent_moves(connection, now_ms - RECENT_MS, [tenant_id])
             # A credit that is on its way moves the level now, or it would be given twice.
             await self._hand_over([Move(*each) for each in moves])
             level = held[tenant_id].available_nano // NANO_PER_MICRO

@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.store.accounts import Conflict, NotFound, insert_row
 from gateway.store.contracts import contracts_of, in_force
 from gateway.store.entries import Journal, balance_of, lock_books, read_closed, read_entry
-from gateway.store.schema import account_sums, grants, money_requests
-from quotas.entries import Entry, Posting, balanced, move
+from gateway.store.schema import MOVES_BALANCES, account_sums, grants, money_requests, postings
+from quotas.entries import TENANT_ACCOUNTS, Entry, Posting, balanced, move
 from quotas.errors import MoneyError
 from quotas.grants import GrantKind
 from quotas.money import format_amount
@@ -85,6 +85,7 @@ async def add_credit(connection: AsyncConnection, credit: Credit, now_ms: int) -
     return {
         "id": grant_id,
         "entry_key": key,
+        "currency": credit.currency,
         "reference": credit.reference,
         "amount_nano": credit.amount_nano,
         "settled_nano": credit.amount_nano - granted,
@@ -129,6 +130,7 @@ async def reverse_credit(
     moved = row["amount_nano"] if entry is not None else left
     return {
         "entry_key": f"topup_reversal:{tenant_id}:{reference}",
+        "currency": row["currency"],
         "reference": reference,
         "amount_nano": row["amount_nano"],
         "unused_nano": left,
@@ -243,25 +245,14 @@ async def balances(
 async def levels_micro(
     connection: AsyncConnection, tenant_ids: Collection[int], now_ms: int
 ) -> dict[int, tuple[int, tuple[str, ...]]]:
-    """Of each, what it may spend, in micro-units rounded down, and the ids of a day's credits and
-    reversals, all of which that includes: their writers wait for this transaction to end.
+    """Of each, what it may spend, in micro-units rounded down, and the ids of a day's moves, all of
+    which that includes: their writers wait for this transaction to end.
     """
     await lock_books(connection)
     found = await balances(connection, tenant_ids, now_ms)
-    since_ms = now_ms - ADJUSTED_MS
-    columns = (grants.c.tenant_id, grants.c.entry_key, grants.c.reference, grants.c.reversed_ms)
-    rows = await connection.execute(
-        select(*columns).where(
-            grants.c.tenant_id.in_(sorted(tenant_ids)),
-            (grants.c.given_ms > since_ms) | (grants.c.reversed_ms > since_ms),
-        )
-    )
     ids: dict[int, list[str]] = {}
-    for row in rows:
-        of_tenant = ids.setdefault(row.tenant_id, [])
-        of_tenant.append(row.entry_key)
-        if row.reversed_ms:
-            of_tenant.append(f"topup_reversal:{row.tenant_id}:{row.reference}")
+    for move_of in await _moves(connection, now_ms - ADJUSTED_MS, tenant_ids):
+        ids.setdefault(move_of[0], []).append(move_of[1])
     return {
         tenant_id: (
             found[tenant_id].available_nano // NANO_PER_MICRO,
@@ -272,25 +263,53 @@ async def levels_micro(
 
 
 async def recent_moves(
-    connection: AsyncConnection, since_ms: int, tenant_id: int = 0
-) -> list[tuple[int, str, int]]:
-    """(tenant id, adjustment id, nano-units) of credits and reversals of paid ones since a moment, of
-    one tenant or all. What a promotion's reversal took was what was left of it then, and is not known
-    any more: the next comparison finds that.
+    connection: AsyncConnection, since_ms: int, tenant_ids: Collection[int] | None = None
+) -> list[tuple[int, str, int, str]]:
+    """(tenant id, adjustment id, nano-units, currency) of what moved balances since a moment beside use:
+    credits, reversals of paid ones, corrections, true-ups and reserved hours; of these tenants, or of
+    all. What a promotion's reversal took was what was left of it then, and is not known any more: the
+    next comparison finds that.
     """
+    found = await _moves(connection, since_ms, tenant_ids)
+    return [
+        (owner, entry_key, nano, currency)
+        for owner, entry_key, nano, currency in found
+        if nano is not None
+    ]
+
+
+async def _moves(
+    connection: AsyncConnection, since_ms: int, tenant_ids: Collection[int] | None
+) -> list[tuple[int, str, int | None, str]]:
     query = select(grants).where(
         (grants.c.given_ms > since_ms) | (grants.c.reversed_ms > since_ms),
         grants.c.entry_key.startswith("topup:"),
     )
-    if tenant_id:
-        query = query.where(grants.c.tenant_id == tenant_id)
-    moves = []
+    charged = (
+        select(
+            postings.c.tenant_id,
+            postings.c.entry_key,
+            -func.sum(postings.c.nano),
+            postings.c.currency,
+        )
+        .where(
+            MOVES_BALANCES, postings.c.account.in_(TENANT_ACCOUNTS), postings.c.posted_ms > since_ms
+        )
+        .group_by(postings.c.tenant_id, postings.c.entry_key, postings.c.currency)
+        .order_by(func.min(postings.c.id))
+    )
+    if tenant_ids is not None:
+        query = query.where(grants.c.tenant_id.in_(sorted(tenant_ids)))
+        charged = charged.where(postings.c.tenant_id.in_(sorted(tenant_ids)))
+    moves: list[tuple[int, str, int | None, str]] = []
     for row in (await connection.execute(query.order_by(grants.c.id))).mappings():
-        owner, nano = row["tenant_id"], row["amount_nano"]
-        moves.append((owner, row["entry_key"], nano))
-        if row["reversed_ms"] and row["kind"] == "paid":
-            moves.append((owner, f"topup_reversal:{owner}:{row['reference']}", -nano))
-    return moves
+        owner, nano, currency = row["tenant_id"], row["amount_nano"], row["currency"]
+        moves.append((owner, row["entry_key"], nano, currency))
+        if row["reversed_ms"]:
+            taken = -nano if row["kind"] == "paid" else None
+            moves.append((owner, f"topup_reversal:{owner}:{row['reference']}", taken, currency))
+    rows = await connection.execute(charged)
+    return moves + [(row[0], row[1], int(row[2]), row[3]) for row in rows]
 
 
 async def list_credits(connection: AsyncConnection, tenant_id: int) -> list[dict[str, Any]]:

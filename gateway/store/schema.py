@@ -475,3 +475,11 @@ Index(
     sqlite_where=_CORRECTS,
     postgresql_where=_CORRECTS,
 )
+#: Charges that no request's settle took to the store. In these words, or SQLite has no index for them.
+MOVES_BALANCES = text("kind IN ('reversal', 'reprice', 'shortfall', 'throughput')")
+Index(
+    "ix_postings_moves",
+    postings.c.posted_ms,
+    sqlite_where=MOVES_BALANCES,
+    postgresql_where=MOVES_BALANCES,
+)

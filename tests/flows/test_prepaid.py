@@ -102,3 +102,16 @@ def test_a_credit_that_is_taken_back_cannot_be_spent(wallet):
     assert response.status_code == 200
 
     wait_until(lambda: wallet.ask().status_code == 429, 1.0)
+
+
+def test_what_a_correction_gives_back_can_be_spent_at_once(wallet):
+    wallet.credit("0.2", "first")
+    wait_until(lambda: wallet.ask().status_code == 200, 1.0)
+    while (answer := wallet.ask()).headers.get("x-should-retry") != "false":
+        assert answer.status_code == 200
+    wait_until(wallet.gateway.records, 10.0)
+    for record in wallet.gateway.records()[:2]:
+        response = wallet.admin.post(f"/records/{record['request_id']}/reverse")
+        assert response.status_code == 200, response.text
+
+    wait_until(lambda: wallet.ask().status_code == 200, 1.0)

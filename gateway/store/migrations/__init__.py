@@ -1,3 +1,3 @@
 """Migrations, the same on both databases. ``HEAD`` is the newest, known without importing alembic."""
 
-HEAD = "0010"
+HEAD = "0011"

@@ -140,6 +140,11 @@ async def test_a_record_is_charged_anew_and_then_not_at_all(desk: Desk, db: Data
     assert done["reverses"] == f"use:{request_id}"
     undone = await desk.post(f"records/{request_id}/reverse", {}, 200)
     assert undone["reverses"] == f"reprice:{request_id}:1"
+    assert dict(desk.credited) == {
+        f"reversal:{request_id}:1": COST,
+        f"reprice:{request_id}:1": -2 * COST,
+        f"reversal:{request_id}:2": 2 * COST,
+    }
     async with db.read() as connection:
         owed = await connection.scalar(
             select(func.sum(postings.c.nano)).where(postings.c.account == "receivable")

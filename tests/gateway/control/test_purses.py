@@ -9,6 +9,7 @@ from gateway.control.purses import Move, Purses
 from gateway.link.messages import Credited
 from gateway.loader import Loader
 from gateway.snapshot import Snapshot
+from gateway.store.corrections import reprice_record, reverse_record
 from gateway.store.credit import add_credit, levels_micro, reverse_credit
 from gateway.store.database import Database
 from gateway.store.ledger import insert_records
@@ -22,6 +23,7 @@ from tests.support.databases import db
 
 __all__ = ["db"]
 MICRO = COST // 1_000
+DEARER = {"input": "2", "output": "8"}
 
 
 @pytest.fixture
@@ -91,16 +93,47 @@ async def test_a_prepaid_contract_is_a_balance_without_a_credit_line(db: Databas
 async def test_a_credit_moves_the_balance_once(db: Database) -> None:
     made = await bench(db)
     for _ in range(3):
-        await made.purses.credited([Move(1, "topup:1:again", 2 * COST)])
+        await made.purses.credited([Move(1, "topup:1:again", 2 * COST, "USD")])
 
     assert await made.level() == 5 * MICRO
 
 
 async def test_a_credit_that_the_count_included_moves_nothing(db: Database) -> None:
     made = await bench(db)
-    await made.purses.credited([Move(1, "topup:1:ref-paid", 3 * COST)])
+    await made.purses.credited([Move(1, "topup:1:ref-paid", 3 * COST, "USD")])
 
     assert await made.level() == 3 * MICRO
+
+
+async def test_a_credit_in_another_currency_fills_another_purse(db: Database) -> None:
+    made = await bench(db)
+    await made.purses.credited([Move(1, "topup:1:again", 2 * COST, "EUR")])
+
+    assert await made.level() == 3 * MICRO
+
+
+async def test_a_correction_that_was_never_handed_over_is_and_once(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.control.purses.time.time_ns", lambda: (NOW_MS + 5_000) * 10**6)
+    made = await bench(db)
+    epoch = await made.store.epoch("t1")
+    await insert_records(db, [use(1), use(2)])
+    await made.store.adjust("t1", epoch, "their settles", made.limit, -2 * MICRO)
+    await apply(db, document({"kind": "prepaid"}, model={"price": DEARER}), NOW_MS + 8)
+    async with db.begin() as connection:  # and the process was killed
+        await reverse_record(connection, use(1)[1].request_id, NOW_MS + 9)
+        await reprice_record(connection, use(2)[1].request_id, 2, NOW_MS + 9)
+    for _ in range(2):
+        await made.purses.catch_up()
+
+    async with db.read() as connection:
+        level, counted = (await levels_micro(connection, [1], NOW_MS + 10))[1]
+    assert await made.level() == level == 1 * MICRO  # 3 paid, 1 given back, 1 at twice its price
+    assert await made.purses.compare() == {1: 0}
+    assert await made.store.seed("t1", epoch, (Seed(made.limit, level),), counted)
+    await made.purses.catch_up()
+    assert await made.level() == level, "a count from SQL includes them"
 
 
 async def test_credits_that_were_never_handed_over_are_and_once(
@@ -138,7 +171,7 @@ async def test_a_store_that_is_away_is_told_of_credits_later(
         await add_credit(connection, again, NOW_MS + 9)
     with monkeypatch.context() as outage:
         outage.setattr(made.store, "epoch", away)
-        await made.purses.credited([Move(1, "topup:1:again", 2 * COST)])
+        await made.purses.credited([Move(1, "topup:1:again", 2 * COST, "USD")])
     assert made.purses.behind
     await made.purses.catch_up()
 
@@ -147,7 +180,7 @@ async def test_a_store_that_is_away_is_told_of_credits_later(
 
 async def test_processes_with_stores_of_their_own_are_told(db: Database) -> None:
     made = await bench(db, store=None)
-    await made.purses.credited([Move(1, "topup:1:again", 2 * COST), Move(99, "x", 1)])
+    await made.purses.credited([Move(1, "topup:1:again", 2 * COST, "USD"), Move(99, "x", 1, "USD")])
 
     assert [(said.tag, said.adjustment_id, said.delta_micro) for said in made.link.told] == [
         ("t1", "topup:1:again", 2 * MICRO)
