@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from loadtests.faults import SHORT, run
+from loadtests.faults import run
+from loadtests.findings import SHORT
 
 
 @pytest.mark.timeout(180)
