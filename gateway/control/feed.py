@@ -106,7 +106,7 @@ class Feed:
                 failing = False
             except Exception as error:  # noqa: BLE001 -- the wall of this task: serving goes on
                 if not failing:  # said once, not twice a second
-                    _log.error("the change log cannot be read: %s", error)
+                    _log.error("the change log cannot be read: %s", type(error).__name__)
                 failing = True
 
     async def try_to_keep_file(self) -> None:

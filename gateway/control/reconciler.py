@@ -151,6 +151,7 @@ class Reconciler:
         """Begin what is new, reconcile every hour; cancel to stop. Failures are tried again."""
         loop = asyncio.get_running_loop()
         due_s = loop.time() + EVERY_S
+        said = ""
         while True:
             await asyncio.sleep(TICK_S)
             try:
@@ -159,8 +160,12 @@ class Reconciler:
                     due_s = loop.time() + EVERY_S
                     await self.reconcile(patience_s=0)
                     await kept.prune(self._db, self._unix_ms() - self._kept_ms)
+                said = ""
             except Exception as error:  # noqa: BLE001 -- the wall of a task: the database's driver
-                _log.warning("reconciliation waits: %s", type(error).__name__)
+                if said != type(error).__name__:  # once an outage
+                    said = type(error).__name__
+                    _log.warning("reconciliation waits: %s", said)
+                    _log.debug("where it waits", exc_info=error)
 
     async def reconcile(self, patience_s: float = PATIENCE_S) -> list[Report]:
         """Judge every endpoint from where the last reconciliation ended to now.

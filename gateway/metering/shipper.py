@@ -122,6 +122,7 @@ class Shipper:
                 delay_s = min(BACK_OFF_MAX_S, interval_s * 2 ** min(failures, 10))
                 if failures % SAY_AGAIN == 0:
                     _log.error("records wait in the journal: %s", type(error).__name__)
+                    _log.debug("where they wait", exc_info=error)
                 failures += 1
             await asyncio.sleep(delay_s)
 
@@ -193,6 +194,7 @@ class Shipper:
             found = await recover(path, known=self._known, context=self._context)
         except Exception as error:  # noqa: BLE001 -- the ledger's driver, the disk
             _log.error("%s cannot be recovered yet: %s", path.name, type(error).__name__)
+            _log.debug("where it cannot", exc_info=error)
             folder.retry_at_s = time.monotonic() + RECOVERY_RETRY_S
             return
         if found is None:

@@ -9,8 +9,10 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -84,18 +86,36 @@ class AccessLog:
 
 
 class JsonFormatter(logging.Formatter):
-    """Log records as one JSON object a line; the traceback, if any, without local values."""
+    """Log records as one JSON object a line; the traceback, if any, without what an error says: its words
+    may be a caller's.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "ts": round(record.created, 3),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 -- logging's own name
+        """Where it happened and of what kind, causes first, as Python prints them."""
+        told: list[str] = []
+        error: BaseException | None = ei[1]
+        while error is not None:
+            kind = f"{type(error).__module__}.{type(error).__qualname__}"
+            told.append("".join(traceback.format_tb(error.__traceback__)) + kind)
+            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        return "\nthen\n".join(reversed(told))
+
+
+def _message(record: logging.LogRecord) -> str:
+    """As logged; asyncio's own go on with a task's repr, which quotes what it failed with."""
+    message = record.getMessage()
+    return message.partition("\n")[0] if record.name == "asyncio" else message
 
 
 def configure_logging(level: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 
 import pytest
 
@@ -68,3 +69,32 @@ def test_log_record_becomes_one_json_object():
     said = json.loads(JsonFormatter().format(record))
 
     assert (said["level"], said["message"]) == ("warning", "hello there")
+
+
+def failed(*, name: str = "x", message: str = "it failed") -> dict[str, str]:
+    try:
+        try:
+            int("the prompt")
+        except ValueError as error:
+            raise RuntimeError("a secret") from error
+    except RuntimeError:
+        record = logging.LogRecord(name, logging.ERROR, "f", 1, message, (), sys.exc_info())
+    return json.loads(JsonFormatter().format(record))
+
+
+def test_a_traceback_says_where_and_of_what_kind_and_quotes_nobody():
+    said = failed()["exception"]
+
+    assert [each for each in said.splitlines() if not each.startswith(" ")] == [
+        "builtins.ValueError",
+        "then",
+        "builtins.RuntimeError",
+    ]
+    assert __file__ in said
+    assert "prompt" not in said.replace('int("the prompt")', "")
+
+
+def test_asyncio_says_what_it_says_without_the_task_that_failed():
+    said = failed(name="asyncio", message="Task exception was never retrieved\n<Task 'a secret'>")
+
+    assert said["message"] == "Task exception was never retrieved"
