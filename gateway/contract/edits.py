@@ -20,6 +20,13 @@ WANTED: dict[str, tuple[str, ...]] = {
 }
 
 
+def _whole(wanted: tuple[str, ...]) -> bytes:
+    return b"{" + b",".join(b'"%b":true' % key.encode() for key in wanted) + b"}"
+
+
+_ASKED = {how: b'"stream_options":%b,' % _whole(wanted) for how, wanted in WANTED.items()}
+
+
 def edit(
     body: bytes,
     envelope: Envelope,
@@ -34,6 +41,10 @@ def edit(
     ``ask_usage``: counts a stream is to carry. ``inject_cap``: ``max_tokens`` where the caller gave
     none. ``cache_salt``: ours, in place of any of the caller's.
     """
+    if envelope.marks is not None:
+        return _edit_everyday(
+            body, envelope, envelope.marks, upstream_model, ask_usage, inject_cap, cache_salt
+        )
     edits: list[Edit] = []
     added: list[bytes] = []
     cut = envelope.dropped
@@ -55,6 +66,35 @@ def edit(
             first = next(each for each in envelope.members if each.key not in cut)
         edits.append((first.start, first.start, b",".join(added) + b","))
     return _apply(body, edits) if edits else body
+
+
+def _edit_everyday(
+    body: bytes,
+    envelope: Envelope,
+    marks: tuple[int, int, int],
+    upstream_model: str,
+    ask_usage: Literal["continuous", "final"] | None,
+    inject_cap: int | None,
+    cache_salt: str | None,
+) -> bytes:
+    """The same edits of a body that has none of the fields that are changed, but the model's name."""
+    first, start, end = marks
+    added = b""
+    if ask_usage is not None and envelope.stream:
+        added = _ASKED[ask_usage]
+    if inject_cap is not None:
+        added += b'"max_tokens":%d,' % inject_cap
+    if cache_salt is not None:
+        added += _salted(cache_salt)
+    if envelope.model == upstream_model:
+        return body[:first] + added + body[first:] if added else body
+    return b"".join((body[:first], added, body[first:start], _quoted(upstream_model), body[end:]))
+
+
+@lru_cache(maxsize=4096)
+def _salted(cache_salt: str) -> bytes:
+    """Of a tenant: the same again and again."""
+    return b'"cache_salt":' + _quoted(cache_salt) + b","
 
 
 @lru_cache(maxsize=4096)
@@ -87,7 +127,7 @@ def _ask(
 ) -> None:
     """``stream_options`` with the wanted flags true, whatever is there already."""
     options = envelope.options
-    whole = b"{" + b",".join(b'"%s":true' % key.encode() for key in wanted) + b"}"
+    whole = _whole(wanted)
     if options is None:
         _put(envelope, "stream_options", whole, edits, added)
         return

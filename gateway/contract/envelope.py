@@ -68,26 +68,36 @@ class Envelope(msgspec.Struct):
     to make at least. ``text_bytes``: what the prompt's estimate is made from, encoded pictures and
     recordings left out (a tokenizer may put a better measure there). ``user``: the end user, ``safety_identifier`` before ``user``.
     ``tier``: the service tier it names, None = none. ``dropped``: privileged fields that will not
-    reach the engine.
+    reach the engine. ``marks``: of a body that was read the short way (``contract.everyday``) where its
+    first member begins, and where the model's value begins and ends; ``members`` and ``index`` are
+    empty then until it is ``located``.
     """
 
     operation: Operation
     model: str
     stream: bool
-    include_usage: bool
-    continuous_usage: bool
-    n: int
-    prompts: int
     cap: int | None
     default_cap: int | None
-    min_tokens: int
     text_bytes: int
-    user: str | None
-    tier: str | None
-    dropped: tuple[str, ...]
-    members: list[Member]
-    index: dict[str, int]
-    options: Options | None
+    marks: tuple[int, int, int] | None = None
+    include_usage: bool = False
+    continuous_usage: bool = False
+    n: int = 1
+    prompts: int = 1
+    min_tokens: int = 0
+    user: str | None = None
+    tier: str | None = None
+    dropped: tuple[str, ...] = ()
+    members: list[Member] = []
+    index: dict[str, int] = {}
+    options: Options | None = None
+
+    def locate(self, body: bytes) -> None:
+        """Find the members of the body it was read from, if that was not done yet."""
+        if self.marks is not None and not self.members:
+            seen = Scan(body)
+            seen.finish()
+            self.members, self.index = seen.members, seen.index
 
 
 def scan(body: bytes) -> Scan:

@@ -44,6 +44,7 @@ _MESSAGES = msgspec.json.Decoder(list[_Message])
 
 def text_only(body: bytes, envelope: Envelope) -> bool:
     """A second, typed look at the messages; what it does not know is not text."""
+    envelope.locate(body)
     if not PLAIN.union(envelope.dropped).issuperset(envelope.index):
         return False
     at = envelope.index.get("messages")
@@ -73,6 +74,7 @@ def question_for(body: bytes, envelope: Envelope, upstream_model: str) -> bytes 
     """What to ask an engine's /tokenize; None where its count would leave something out: pictures
     and recordings become tokens there only when they are seen.
     """
+    envelope.locate(body)
     at = envelope.index.get("messages")
     if at is None or not COUNTED.union(envelope.dropped).issuperset(envelope.index):
         return None

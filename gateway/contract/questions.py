@@ -34,6 +34,7 @@ _decoder = msgspec.json.Decoder(_Counted)
 def of_prompt(body: bytes, envelope: Envelope, upstream_model: str) -> Questions | None:
     """The prompts of a request; None where they are not to be asked about."""
     model = b'{"model":' + msgspec.json.encode(upstream_model)
+    envelope.locate(body)
     if "messages" in envelope.index and envelope.operation != "completions":
         question = question_for(body, envelope, upstream_model)
         return None if question is None else _bounded([question])

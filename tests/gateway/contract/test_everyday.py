@@ -1,0 +1,131 @@
+"""The short way and the long way read one body alike, and edit it to the same bytes."""
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.contract.edits import edit
+from gateway.contract.envelope import parse
+from gateway.contract.errors import InvalidBody
+from gateway.contract.everyday import BODY_BYTES_MAX, read
+
+CHAT = b'{"model":"llama","messages":[{"role":"user","content":"hi"}],"max_tokens":5}'
+SPACES = st.sampled_from(["", " ", "\n", "\t \r\n"])
+TEXTS = st.sampled_from(
+    ["", "x", "héé", "a\\nb", '\\"model\\":', "\\u006d", "[{", "data:;base64,AAAA", "model"]
+)
+KEYS = st.sampled_from(
+    [
+        "model",
+        "messages",
+        "prompt",
+        "stream",
+        "max_tokens",
+        "max_completion_tokens",
+        "n",
+        "user",
+        "temperature",
+        "stream_options",
+        "priority",
+        "model",
+        "cache_salt",
+        "tools",
+        "input",
+    ]
+)
+VALUES = st.one_of(
+    TEXTS.map(lambda text: f'"{text}"'),
+    st.sampled_from(["true", "false", "null", "0", "7", "-1", "1.0", "1e2", "4294967296", "[]"]),
+    st.sampled_from(['[{"role":"user","content":"x"}]', '{"model":"y"}', '{"include_usage":true}']),
+    st.sampled_from(['["model","x"]', '[{"user":"z","a":[[]]}]', "{}", "NaN", "01"]),
+)
+
+
+@st.composite
+def bodies(draw):
+    """Mostly sound, with keys of ours at every place, twice at times, and spaces wherever they may be."""
+    usual = [("model", '"llama"'), ("messages", "[{}]"), ("prompt", '"p"'), ("max_tokens", "9")]
+    members = draw(st.lists(st.one_of(st.sampled_from(usual), st.tuples(KEYS, VALUES)), max_size=6))
+    space = lambda: draw(SPACES)  # noqa: E731
+    written = [f'{space()}"{key}"{space()}:{space()}{value}{space()}' for key, value in members]
+    return f"{space()}{{{','.join(written)}}}{space()}".encode()
+
+
+def told(envelope, body):
+    envelope.locate(body)
+    return {**msgspec.structs.asdict(envelope), "marks": None}
+
+
+@given(body=bodies(), operation=st.sampled_from(["chat", "completions", "embeddings"]))
+@settings(max_examples=600)
+def test_what_is_read_the_short_way_is_what_the_long_way_reads(body, operation):
+    short = read(body, operation)
+    if short is None:
+        return
+    long = parse(body, operation)  # and it refuses nothing that the short way takes
+
+    for upstream in ("llama", "up"):
+        for ask in (None, "final", "continuous"):
+            for cap in {None, 12 if short.cap is None else None}:
+                for salt in (None, "s"):
+                    how = {"upstream_model": upstream, "ask_usage": ask}
+                    how |= {"inject_cap": cap, "cache_salt": salt}
+                    assert edit(body, short, **how) == edit(body, long, **how)
+    assert told(short, body) == told(long, body)
+
+
+@pytest.mark.parametrize(
+    ("body", "operation"),
+    [
+        (CHAT, "chat"),
+        (b'{"model":"m","messages":[],"temperature":1.5,"stream":true,"seed":null}', "chat"),
+        ('{ "model" : "mödel", "messages": [ {"content":"日本"} ] }'.encode(), "chat"),
+        (b'{"messages":[],"model":"m","max_completion_tokens":3,"max_tokens":2}', "chat"),
+        (b'{"model":"m","prompt":"once"}', "completions"),
+        (b'{"model":"m","messages":[{"content":"say \\"model\\": x"}]}', "chat"),
+    ],
+)
+def test_everyday_bodies_go_the_short_way(body, operation):
+    assert read(body, operation) is not None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        CHAT.replace(b"llama", b"l\\u0061ma"),
+        CHAT[:-1] + b',"model":"other"}',
+        CHAT[:-1] + b',"mod\\u0065l":"other"}',
+        CHAT[:-1] + b',"x":{"model":"inner"}}',
+        CHAT[:-1] + b',"priority":1}',
+        CHAT[:-1] + b',"n":2}',
+        CHAT.replace(b"5", b"-5"),
+        CHAT.replace(b"5", b"null"),
+        CHAT.replace(b"hi", b"\xff"),
+        CHAT.replace(b"hi", b"data:image/png;base64,AAAA"),
+        CHAT.replace(b"[", b"[" * 70).replace(b"]", b"]" * 70),
+        CHAT.replace(b'"hi"', b"NaN"),
+        CHAT.replace(b'"llama"', b'""'),
+        CHAT.replace(b"llama", b"l" * 257),
+        CHAT.replace(b"hi", b"h" * BODY_BYTES_MAX),
+        CHAT[:-1] + b',"x":1' * 1100 + b"}",
+        CHAT + b"x",
+        CHAT[:-1],
+        b"[]",
+        b"",
+    ],
+)
+def test_every_other_body_goes_the_long_way(body):
+    assert read(body, "chat") is None
+
+
+def test_a_seeded_second_reading_would_be_seen():
+    """The comparison above has teeth: a reader that takes the first of two models differs."""
+    body = b'{"model":"a","messages":[],"model":"b"}'
+
+    assert json.loads(body)["model"] == "b"
+    with pytest.raises(InvalidBody):
+        parse(body, "chat")
+    assert read(body, "chat") is None
