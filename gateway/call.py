@@ -63,6 +63,11 @@ class Call:
                 self.relay.stop(ending, error)
 
 
+def id_lines(request_id: str) -> bytes:
+    """The same two as lines of a head; the id is ours, hex digits."""
+    return f"x-request-id: {request_id}\r\nrequest-id: {request_id}\r\n".encode()
+
+
 def id_headers(request_id: str) -> tuple[tuple[bytes, bytes], ...]:
     """``x-request-id`` as OpenAI's clients read it, ``request-id`` as Anthropic's do."""
     value = request_id.encode()

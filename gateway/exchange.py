@@ -54,6 +54,10 @@ TABLE: dict[State, dict[Event, State]] = {
 }
 
 
+#: Of an exchange that no engine has answered yet; never changed.
+NOTHING_SEEN = UsageFold(1, 1)
+
+
 class IllegalMove(Exception):
     """An event that the state does not allow: our own bug, never an input's."""
 
@@ -140,7 +144,7 @@ class Exchange:
         self.started_ms = started_ms
         self.state = State.ADMITTED
         self.attempts: list[AttemptEntry] = []
-        self.fold: UsageFold = UsageFold(prompts, n)
+        self.fold: UsageFold = NOTHING_SEEN
         self.outcome: Outcome | None = None
         self.status = 0  # what the client got
         self.first_event_s = -1.0

@@ -6,19 +6,20 @@ Everything that happens before the engine's first event may be tried elsewhere; 
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from gateway.call import Call
 from gateway.contract.edits import edit
 from gateway.contract.envelope import Operation
-from gateway.contract.errors import Overdue
+from gateway.contract.errors import ContractError, Overdue
 from gateway.engines import Engine, Engines
 from gateway.errors import normalise_engine_error
 from gateway.exchange import Exchange
 from gateway.metering.board import Slot
 from gateway.telemetry.counters import Counters, Histogram
-from gateway.wire.deadlines import Wheel
+from gateway.wire.deadlines import Deadline, Wheel
 from gateway.wire.dial import ConnectFailed
-from gateway.wire.relay import Ended, Failed, Relay, UsageKept
+from gateway.wire.relay import EVENT_STREAM, JSON, Ended, Failed, Relay, UsageKept
 from gateway.wire.watch import Watch
 from quotas.estimate import Plan
 from routing.breaker import on_sent
@@ -35,7 +36,6 @@ USAGE_COST, ASKED = b"x-tf-usage-cost", (b"true", b"1")
 TAIL_S = 1.0
 #: Making a body beyond this is a turn of the loop by itself (8 MiB: milliseconds).
 TURN_BYTES = 262_144
-Headers = list[tuple[bytes, bytes]]
 
 
 class Forwarder:
@@ -67,7 +67,7 @@ class Forwarder:
         slot: Slot,
         endpoint: Endpoint,
         plan: Plan,
-        headers: Headers,
+        lines: bytes,
         *,
         fresh: bool = False,
     ) -> Failed | Ended:
@@ -96,15 +96,28 @@ class Forwarder:
             if call.stopped is not None:
                 engine.pool.give_back(upstream)
                 return Failed("connect")
-            head = self._head(call, engine, len(body))
+            envelope = call.envelope
+            assert envelope is not None
+            stream = envelope.stream
+            head = engine.pool.json_head(
+                ENGINE_PATHS[envelope.operation],
+                EVENT_STREAM if stream else JSON,
+                call.request_id,
+                call.trace.header,
+                len(body),
+            )
             # Running counts make a transcript needless; a whole answer is at hand anyway.
-            transcribe = mode != "continuous" or not call.streams
+            transcribe = mode != "continuous" or not stream
             now_ms = self._unix_ms()
             number = exchange.dispatch(endpoint, now_ms, transcribe=transcribe)
             slot.dispatched(number, endpoint.id, now_ms)
             progress = _Progress(exchange, slot, number, self._monotonic, self._gaps)
-            relay = call.relay = self._relay(call, progress, engine, headers)
-            watch = progress.watch = self._watch(call, relay)
+            relay = call.relay = self._relay(call, progress, engine, lines)
+            watch: Watch | Deadline
+            if stream:
+                watch = progress.watch = self._watch(call, relay)
+            else:
+                watch = self._wheel.add(exchange.model.timeouts.unary_s, partial(_late, call))
             relay.attach(upstream)
             upstream.send(head, body, relay)
             try:
@@ -121,22 +134,6 @@ class Forwarder:
             return outcome
         finally:
             load.in_flight -= 1
-
-    def _head(self, call: Call, engine: Engine, body_bytes: int) -> bytes:
-        envelope = call.envelope
-        assert envelope is not None
-        accept = b"text/event-stream" if envelope.stream else b"application/json"
-        return engine.pool.request_head(
-            b"POST",
-            ENGINE_PATHS[envelope.operation],
-            [
-                (b"content-type", b"application/json"),
-                (b"accept", accept),
-                (b"x-request-id", call.request_id.encode()),
-                (b"traceparent", call.trace.header),
-            ],
-            body_bytes,
-        )
 
     def _body(self, call: Call, plan: Plan, engine: Engine, mode: UsageMode) -> bytes:
         """The caller's bytes, less the declared edits."""
@@ -155,7 +152,7 @@ class Forwarder:
             else None,
         )
 
-    def _relay(self, call: Call, progress: "_Progress", engine: Engine, headers: Headers) -> Relay:
+    def _relay(self, call: Call, progress: "_Progress", engine: Engine, lines: bytes) -> Relay:
         envelope, exchange = call.envelope, call.exchange
         assert envelope is not None
         assert exchange is not None
@@ -169,15 +166,10 @@ class Forwarder:
             stream=envelope.stream,
             usage_kept=kept,
             names=(model.upstream, model.name) if model.upstream != model.name else None,
-            headers=headers,
-            on_commit=progress.on_commit,
-            on_counts=progress.on_counts,
+            lines=lines,
+            listener=progress,
             release=engine.pool.give_back,
-            error_of=lambda status, body: normalise_engine_error(
-                status, body, model.upstream, model.name
-            ),
         )
-        relay.on_chunk = progress.on_chunk
         if exchange.principal.project.usage_cost or call.request.header(USAGE_COST) in ASKED:
             relay.cost_of = exchange.cost_told
         if envelope.tier is not None:
@@ -185,26 +177,29 @@ class Forwarder:
         return relay
 
     def _watch(self, call: Call, relay: Relay) -> Watch:
-        envelope, exchange = call.envelope, call.exchange
-        assert envelope is not None
-        assert exchange is not None
-        timeouts = exchange.model.timeouts
+        """The deadlines of a stream; a whole answer has one."""
+        assert call.exchange is not None
+        timeouts = call.exchange.model.timeouts
 
         def on_late(committed: bool) -> None:  # noqa: FBT001 -- a callback of one fact
-            if committed or not envelope.stream:
+            if committed:
                 call.stop("timeout", Overdue())
             else:
                 relay.fail("first_event_timeout")
 
         return Watch(
             self._wheel,
-            first_event_s=timeouts.first_event_s if envelope.stream else timeouts.unary_s,
+            first_event_s=timeouts.first_event_s,
             gap_s=timeouts.gap_s,
-            total_s=timeouts.stream_s if envelope.stream else timeouts.unary_s,
-            silence_s=self._silence_s if envelope.stream else None,
+            total_s=timeouts.stream_s,
+            silence_s=self._silence_s,
             on_late=on_late,
             on_silence=relay.ping,
         )
+
+
+def _late(call: Call) -> None:
+    call.stop("timeout", Overdue())
 
 
 class _Progress:
@@ -249,6 +244,10 @@ class _Progress:
         fold = self._fold
         if fold.prompt is not None:
             self._slot.progress(self._number, fold.prompt, fold.completion or 0)
+
+    def error_of(self, status: int, body: bytes) -> ContractError:
+        model = self._exchange.model
+        return normalise_engine_error(status, body, model.upstream, model.name)
 
     def on_chunk(self, events: int) -> None:
         """Runs after bytes of the answer were handed to the client's socket."""

@@ -28,23 +28,27 @@ class Health:
     ) -> None:
         self._engines = engines
         self._counters = counters
+        self._attempts = counters.counters["tf_attempts_total"]  # by one label: how they ended
         self._monotonic = monotonic
         self._alarmed_s: dict[int, float] = {}
 
     def judge(self, exchange: Exchange, endpoint: Endpoint, outcome: Failed | Ended) -> None:
         """Count the attempt, and move its endpoint's breaker."""
         load = self._engines.loads.get(endpoint.id)
-        result = outcome.ending if isinstance(outcome, Ended) else outcome.kind
-        self._counters.add("tf_attempts_total", labels_of(result))
+        if isinstance(outcome, Ended):
+            self._attempts[outcome.ending] += 1
+            if load is None:
+                return
+            if outcome.ending in ("engine_error", "timeout"):
+                on_failure(load, self._monotonic())
+            elif exchange.first_event_s >= 0:  # one that was left before it answered says nothing
+                on_success(load)
+            return
+        self._attempts[outcome.kind] += 1
         if load is None:
             return
         now_s = self._monotonic()
-        if isinstance(outcome, Ended):
-            if outcome.ending in ("engine_error", "timeout"):
-                on_failure(load, now_s)
-            elif exchange.first_event_s >= 0:  # one that was left before it answered says nothing
-                on_success(load)
-        elif outcome.kind == "engine_busy":
+        if outcome.kind == "engine_busy":
             on_busy(load, now_s, outcome.retry_after_s)
         elif outcome.kind == "misconfigured":
             # Our name or credential there is wrong; its other models may be well.

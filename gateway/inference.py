@@ -12,9 +12,11 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 
+import msgspec
+
 from gateway import identity
 from gateway.admission import Admission, NotAsked
-from gateway.call import Call, Stop, id_headers
+from gateway.call import Call, Stop, id_lines
 from gateway.ceilings import Ceilings
 from gateway.claims import Claims
 from gateway.contract.envelope import (
@@ -38,7 +40,8 @@ from gateway.contract.errors import (
     StoreAway,
     UpstreamError,
 )
-from gateway.contract.ratelimits import Headers, families_of, rate_headers
+from gateway.contract.everyday import read as read_everyday
+from gateway.contract.ratelimits import Headers, families_of, rate_headers, rate_lines
 from gateway.contract.tiers import DEFAULT, FIELD, tier_of
 from gateway.engines import Engine, Engines
 from gateway.errors import normalise_engine_error, refusal_of
@@ -51,7 +54,7 @@ from gateway.metering.slots import RESERVED_BIT
 from gateway.recount import Counted, Recount
 from gateway.refusals import Refusal, Refusals, Refused, used_of
 from gateway.snapshot import ModelDoc, Principal, Snapshot
-from gateway.telemetry.counters import Counters, labels_of
+from gateway.telemetry.counters import Counters, ModelSeries, labels_of
 from gateway.terms import Calendars, Terms, scope_of, terms_of
 from gateway.tokenizer import Tokenizer
 from gateway.wire.relay import Ended, Failed
@@ -77,11 +80,24 @@ RESERVATION_GRACE_S = 86_400
 FREE_RETRIES_MAX = 2
 #: Operations as slots name them.
 _CODE_OF = {name: code for code, name in enumerate(OPERATIONS)}
+#: Of reserved throughput: whether the request was admitted on it.
+IDEMPOTENCY_KEY = b"idempotency-key"
+RESERVED, SPILLED = b"reserved", b"spilled"
 OUTCOME_OF: dict[str, Outcome] = {
     "first_event_timeout": "timeout",
     "connect_timeout": "timeout",
     "engine_4xx": "refused_by_engine",
 }
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """What a head's credential says, and whose it is in one generation of the snapshot."""
+
+    kid: str | None
+    digest: bytes
+    generation: object
+    principal: Principal | None
+    expires_ms: int | None
 
 
 class _Spilled(Exception):
@@ -132,6 +148,7 @@ class Inference:
         self._budgets: dict[int, RetryBudget] = defaultdict(RetryBudget)
         self._claims = Claims(admission, pepper)
         self._health = Health(engines, counters, monotonic)
+        self._series: dict[str, ModelSeries] = {}
         self.running: dict[str, Call] = {}
 
     # -- the life ----------------------------------------------------------------------------
@@ -139,10 +156,12 @@ class Inference:
     async def serve(self, call: Call, operation: Operation) -> None:
         """Answer one request. Raises the error that the client is to get, if nothing went out."""
         principal = self.authenticate(call.request)
-        envelope = call.envelope = await _read(call.request.body, operation, self._bounds)
+        body = call.request.body
+        envelope = read_everyday(body, operation) or await _read(body, operation, self._bounds)
+        call.envelope = envelope
         model = self._resolve(principal, envelope.model)
         self._refuse_unbilled(principal)
-        tier = self._tier(principal, model, envelope.tier)
+        tier = DEFAULT if envelope.tier is None else self._tier(principal, model, envelope.tier)
         terms = self._terms(principal, model, envelope.user, tier)
         if self._tokenizer is not None:
             envelope.text_bytes = await self._tokenizer.measure(
@@ -151,8 +170,14 @@ class Inference:
         started_ms = self._unix_ms()
         sold = terms.on_throughput(started_ms)
         everybodys, terms = terms, sold or terms
-        intent = await self._plan(terms, envelope, call.request.body)
-        await self._claims.take(call, principal, _ttl_s(model))
+        intent = self._plan(
+            terms,
+            envelope,
+            call,
+            await self._ceiling(terms, envelope, call) if terms.spends else None,
+        )
+        if call.request.header(IDEMPOTENCY_KEY) is not None:
+            await self._claims.take(call, principal, _ttl_s(model))
         try:
             try:
                 slot = self._desk.claim()
@@ -160,7 +185,8 @@ class Inference:
             except _Spilled:
                 self._give_back(call)
                 terms = everybodys
-                intent = await self._plan(terms, envelope, call.request.body)
+                most = await self._ceiling(terms, envelope, call) if terms.spends else None
+                intent = self._plan(terms, envelope, call, most)
                 slot = self._desk.claim()
                 verdict, charges = await self._reserve(call, slot, terms, intent, started_ms)
         except BaseException:
@@ -187,12 +213,12 @@ class Inference:
         self.running[call.request_id] = call
         failure: Exception | None = None
         try:
-            headers = [*id_headers(call.request_id), *rate_headers(terms.families, verdict.levels)]
+            lines = id_lines(call.request_id) + rate_lines(terms.families, verdict.levels)
             if envelope.dropped:
-                headers.append((b"x-tf-dropped", ", ".join(envelope.dropped).encode()))
+                lines += b"x-tf-dropped: %b\r\n" % ", ".join(envelope.dropped).encode()
             if sold is not None:
-                headers.append((b"x-tf-throughput", b"reserved" if terms is sold else b"spilled"))
-            failure = await self._attempts(call, call.exchange, slot, intent, headers)
+                lines += b"x-tf-throughput: %b\r\n" % (RESERVED if terms is sold else SPILLED)
+            failure = await self._attempts(call, call.exchange, slot, intent, lines)
         finally:
             del self.running[call.request_id]
             call.reply.forget()
@@ -203,20 +229,31 @@ class Inference:
     def authenticate(self, request: Request) -> Principal:
         """The caller. The same error and the same work for unknown, wrong, revoked and expired."""
         head = request.head
-        if head.memo is None:  # of these bytes; whose key it is, is asked each time
+        seen: Seen | None = head.memo  # type: ignore[assignment]  # as set here
+        if seen is None or seen.generation is not self._snapshot.generation:
+            seen = head.memo = self._look_up(request, seen)
+        if seen.principal is None:
+            raise InvalidKey
+        if seen.expires_ms is not None and seen.expires_ms <= self._unix_ms():
+            raise InvalidKey
+        return seen.principal
+
+    def _look_up(self, request: Request, seen: Seen | None) -> Seen:
+        """Whose key a head carries. What its bytes say is found once; whose that is, whenever anything
+        has changed.
+        """
+        if seen is None:
             token = _token(request)
-            head.memo = identity.parse(token), identity.digest(self._pepper, token)
-        memo: tuple[str | None, bytes] = head.memo  # type: ignore[assignment]  # as set here
-        kid, digest = memo
-        found = self._snapshot.find_secret(kid) if kid is not None else None
+            kid, digest = identity.parse(token), identity.digest(self._pepper, token)
+        else:
+            kid, digest = seen.kid, seen.digest
+        snapshot = self._snapshot
+        found = snapshot.find_secret(kid) if kid is not None else None
         right = identity.matches(digest, found[1].digest if found else bytes(len(digest)))
-        if not right or found is None:
-            raise InvalidKey
-        expires_s = found[1].expires_s
-        principal = self._snapshot.principal(found[0].id)
-        if principal is None or (expires_s is not None and expires_s * 1000 <= self._unix_ms()):
-            raise InvalidKey
-        return principal
+        principal = snapshot.principal(found[0].id) if right and found is not None else None
+        expires_s = found[1].expires_s if found is not None else None
+        expires_ms = None if expires_s is None else expires_s * 1000
+        return Seen(kid, digest, snapshot.generation, principal, expires_ms)
 
     def may_use(self, principal: Principal, model: ModelDoc) -> bool:
         return principal.key.models is None or model.name in principal.key.models
@@ -262,28 +299,14 @@ class Inference:
             allowed = self._unbilled.per_minute
             raise LimitExceeded(name, "unbilled endings", allowed, allowed, 1, wait_ms)
 
-    async def _plan(self, terms: Terms, envelope: Envelope, body: bytes) -> Plan:
+    def _plan(self, terms: Terms, envelope: Envelope, call: Call, most: int | None) -> Plan:
         """What the request reserves; refused here only when it could never fit."""
-        model = terms.model
-        pool = self._snapshot.pools.get(model.pool_id)
-        context_tokens = model.context_tokens or self._engines.context_of(model, pool)
-        sequences = envelope.prompts * envelope.n
-        most: int | None = None
-        if terms.spends:
-            most = await self._ceilings.of(terms, envelope, body, context_tokens)
-        output = terms.tightest_output
-        intent = plan(
-            prompt_estimate=self._estimator(model.id).estimate(envelope.text_bytes),
-            prompt_bytes=len(body),
-            prompt_ceiling=most,
-            sequences=sequences,
-            explicit_cap=envelope.cap,
-            default_cap=envelope.default_cap,
-            model_cap=model.max_output_tokens,
-            context_tokens=context_tokens,
-            tightest_tokens=terms.tightest_tokens.capacity if terms.tightest_tokens else None,
-            tightest_output=terms.affordable_output(most, output.capacity if output else None),
-        )
+        estimate = self._estimators[terms.model.id].estimate(envelope.text_bytes)
+        given = envelope.default_cap if envelope.cap is None else envelope.cap
+        if given is None:
+            intent = self._plan_cap(terms, envelope, call, estimate, most)
+        else:
+            intent = Plan(estimate, given, envelope.prompts * envelope.n * given, None, most)
         terms.check_fits(intent)
         if envelope.min_tokens > intent.cap:
             raise InvalidBody(
@@ -291,6 +314,34 @@ class Inference:
                 "min_tokens",
             )
         return intent
+
+    def _plan_cap(
+        self, terms: Terms, envelope: Envelope, call: Call, estimate: int, most: int | None
+    ) -> Plan:
+        """For who said no cap: the most that model, context and limits can grant."""
+        model = terms.model
+        output = terms.tightest_output
+        return plan(
+            prompt_estimate=estimate,
+            prompt_bytes=len(call.request.body),
+            prompt_ceiling=most,
+            sequences=envelope.prompts * envelope.n,
+            explicit_cap=None,
+            default_cap=None,
+            model_cap=model.max_output_tokens,
+            context_tokens=self._context_of(model),
+            tightest_tokens=terms.tightest_tokens.capacity if terms.tightest_tokens else None,
+            tightest_output=terms.affordable_output(most, output.capacity if output else None),
+        )
+
+    def _context_of(self, model: ModelDoc) -> int | None:
+        pool = self._snapshot.pools.get(model.pool_id)
+        return model.context_tokens or self._engines.context_of(model, pool)
+
+    async def _ceiling(self, terms: Terms, envelope: Envelope, call: Call) -> int | None:
+        """Prompt tokens that it cannot exceed: asked for where money is limited alone."""
+        body = call.request.body
+        return await self._ceilings.of(terms, envelope, body, self._context_of(terms.model))
 
     async def _reserve(
         self, call: Call, slot: Slot, terms: Terms, intent: Plan, started_ms: int
@@ -385,7 +436,7 @@ class Inference:
         exchange: Exchange,
         slot: Slot,
         intent: Plan,
-        headers: list[tuple[bytes, bytes]],
+        lines: bytes,
     ) -> Exception | None:
         """Forward until an engine answers, or nobody can. Gives the error for the client, if any."""
         pool = self._snapshot.pools.get(exchange.model.pool_id)
@@ -409,7 +460,7 @@ class Inference:
                     return self._give_up(call, exchange, last)
                 return self._end(exchange, "engine_error", NoCapacity(nobody.retry_after_s))
             outcome = await self._forwarder.attempt(
-                call, slot, endpoint, intent, headers, fresh=fresh
+                call, slot, endpoint, intent, lines, fresh=fresh
             )
             if isinstance(outcome, Ended):
                 self._health.judge(exchange, endpoint, outcome)
@@ -584,22 +635,16 @@ class Inference:
             return terms.for_user(identity.user_digest(self._pepper, user))
         return terms
 
-    def _estimator(self, model_id: int) -> PromptEstimator:
-        return self._estimators[model_id]
-
     def _learn(self, call: Call, exchange: Exchange) -> None:
-        if call.envelope is not None and exchange.fold.prompt is not None:
-            estimator = self._estimator(exchange.model.id)
-            estimator.learn(call.envelope.text_bytes, exchange.fold.prompt)
+        prompt = exchange.fold.prompt
+        if prompt is not None and call.envelope is not None:
+            self._estimators[exchange.model.id].learn(call.envelope.text_bytes, prompt)
 
     def _count(self, model: ModelDoc, record: UsageRecord) -> None:
-        counters = self._counters
-        counters.add("tf_requests_total", labels_of(record.outcome, model.name))
-        tokens_total = counters.counters["tf_tokens_total"]
-        for kind, tokens in record.usage.items():
-            tokens_total[labels_of(model.name, kind)] += tokens
-        if record.ttft_ms >= 0:
-            counters.histogram("tf_ttft_seconds", model.name).observe(record.ttft_ms / 1000)
+        series = self._series.get(model.name)
+        if series is None:
+            series = self._series[model.name] = ModelSeries(self._counters, model.name)
+        series.count(record.outcome, record.usage, record.ttft_ms)
 
 
 def _ttl_s(model: ModelDoc) -> int:

@@ -4,6 +4,7 @@ Also what every request gets whatever it asks for: an id, a trace, an error in t
 one access line. Not here: what inference does with a request.
 """
 
+import http
 import logging
 import secrets
 from collections.abc import Callable
@@ -37,7 +38,10 @@ OPERATIONS: dict[str, Operation] = {
 }
 MODELS = "/v1/models"
 KEY = "/v1/key"
-_RANDOM_CHARS = 8192
+#: The hex digits of a request's id, its trace and its span; and of how many are made at once.
+_ID_CHARS = 80
+_RANDOM_CHARS = 100 * _ID_CHARS
+STATUS_TEXT = {status.value: str(status.value) for status in http.HTTPStatus}
 JSON = (b"content-type", b"application/json")
 log = logging.getLogger("gateway.routes")
 
@@ -69,7 +73,8 @@ class Routes:
         self._explainer = explainer
         self._snapshot = snapshot
         self._counters = counters
-        self._access = access
+        self._responses = counters.counters["tf_responses_total"]
+        self._log = access.write if access is not None else _say_nothing
         self._tracer = tracer
         self._trace_sample = trace_sample
         self._readiness = readiness
@@ -82,9 +87,10 @@ class Routes:
     async def handle(self, request: Request, reply: Reply) -> None:
         """Answer one request; never raises."""
         sample = self._tracer is not None and self._chance() < self._trace_sample
-        random_hex = self._random.hex
-        trace = context_from(request.header(b"traceparent"), random_hex, sample=sample)
-        call = Call(request, reply, random_hex(16), trace)
+        fresh = self._random.hex()
+        header = request.header(b"traceparent")
+        trace = context_from(header, fresh[32:64], fresh[64:], sample=sample)
+        call = Call(request, reply, fresh[:32], trace)
         try:
             await self._dispatch(call)
         except ContractError as error:
@@ -168,51 +174,78 @@ class Routes:
 
     def _tell(self, call: Call) -> None:
         """The access line, the status counter and the span of one answered request."""
-        self._counters.add("tf_responses_total", str(call.status))
-        exchange = call.exchange
-        request = call.request
-        last = exchange.attempts[-1] if exchange is not None and exchange.attempts else None
+        status = call.status
+        self._responses[STATUS_TEXT.get(status) or str(status)] += 1
+        exchange, request, trace = call.exchange, call.request, call.trace
         total_s = self._monotonic() - request.arrived_s
-        ttft_ms = -1
-        if exchange is not None and exchange.first_event_s >= 0:
-            ttft_ms = round((exchange.first_event_s - request.arrived_s) * 1000)
-        line = AccessLine(
-            ts=self._unix_ms() / 1000,
-            request_id=call.request_id,
-            method=request.method,
-            path=request.path,
-            status=call.status,
-            peer=request.peer,
-            key=exchange.principal.key.path if exchange else "",
-            model=exchange.model.name if exchange else "",
-            endpoint=last.endpoint if last else "",
-            attempts=len(exchange.attempts) if exchange else 0,
-            outcome=exchange.outcome or "" if exchange else "",
-            prompt_tokens=last.prompt_tokens if last else 0,
-            completion_tokens=last.completion_tokens if last else 0,
-            ttft_ms=ttft_ms,
-            total_ms=round(total_s * 1000),
-            trace_id=call.trace.trace_id if call.trace.parent_id else "",
+        now_s = self._unix_ms() / 1000
+        total_ms = round(total_s * 1000)
+        trace_id = trace.trace_id if trace.parent_id else ""
+        if exchange is None:
+            self._log(
+                AccessLine(
+                    now_s,
+                    call.request_id,
+                    request.method,
+                    request.path,
+                    status,
+                    request.peer,
+                    total_ms=total_ms,
+                    trace_id=trace_id,
+                )
+            )
+            return
+        attempts = exchange.attempts
+        endpoint, prompt_tokens, completion_tokens = "", 0, 0
+        if attempts:
+            last = attempts[-1]
+            endpoint = last.endpoint
+            prompt_tokens, completion_tokens = last.prompt_tokens, last.completion_tokens
+        first_s = exchange.first_event_s
+        ttft_ms = round((first_s - request.arrived_s) * 1000) if first_s >= 0 else -1
+        model = exchange.model.name
+        outcome = exchange.outcome or ""
+        self._log(
+            AccessLine(
+                now_s,
+                call.request_id,
+                request.method,
+                request.path,
+                status,
+                request.peer,
+                exchange.principal.key.path,
+                model,
+                endpoint,
+                len(attempts),
+                outcome,
+                prompt_tokens,
+                completion_tokens,
+                ttft_ms,
+                total_ms,
+                trace_id,
+            )
         )
-        if self._access is not None:
-            self._access.write(line)
-        if self._tracer is not None and exchange is not None:
+        if self._tracer is not None:
             self._tracer.export(
                 SpanFacts(
-                    context=call.trace,
-                    started_ns=int((line.ts - total_s) * 1e9),
-                    ended_ns=int(line.ts * 1e9),
+                    context=trace,
+                    started_ns=int((now_s - total_s) * 1e9),
+                    ended_ns=int(now_s * 1e9),
                     operation=exchange.operation,
                     request_id=call.request_id,
-                    request_model=line.model,
-                    endpoint=line.endpoint,
-                    status=line.status,
-                    outcome=line.outcome,
-                    prompt_tokens=line.prompt_tokens,
-                    completion_tokens=line.completion_tokens,
+                    request_model=model,
+                    endpoint=endpoint,
+                    status=status,
+                    outcome=outcome,
+                    prompt_tokens=prompt_tokens,
+                    completion_tokens=completion_tokens,
                     ttft_ms=ttft_ms,
                 )
             )
+
+
+def _say_nothing(_line: AccessLine) -> None:
+    """The operator wants no access log."""
 
 
 class _Random:
@@ -224,13 +257,13 @@ class _Random:
         self._text = ""
         self._at = _RANDOM_CHARS  # none are left
 
-    def hex(self, size: int) -> str:
-        """``size`` random bytes in hex; at most 4 kB."""
-        at, end = self._at, self._at + 2 * size
-        if end > _RANDOM_CHARS:
+    def hex(self) -> str:
+        """What one request needs: 40 random bytes as 80 hex digits."""
+        at = self._at
+        if at == _RANDOM_CHARS:
             self._text = secrets.token_hex(_RANDOM_CHARS // 2)
-            at, end = 0, 2 * size
-        self._at = end
+            at = 0
+        self._at = end = at + _ID_CHARS
         return self._text[at:end]
 
 

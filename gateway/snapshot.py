@@ -193,10 +193,13 @@ class Principal:
 
 
 class Snapshot:
-    """Mutable by ``apply`` alone; every document inside is frozen."""
+    """Mutable by ``apply`` alone; every document inside is frozen. ``generation`` is another object
+    after every change: what was looked up under the same one is still so.
+    """
 
     def __init__(self) -> None:
         self.version = 0
+        self.generation = object()
         self.tenants: dict[int, TenantDoc] = {}
         self.projects: dict[int, ProjectDoc] = {}
         self.keys: dict[int, KeyDoc] = {}
@@ -220,6 +223,7 @@ class Snapshot:
     def adopt(self, other: "Snapshot") -> None:
         """Become ``other`` in one step: a full load that was built beside this one."""
         self.__dict__.update(other.__dict__)
+        self.generation = object()
 
     @property
     def platform(self) -> PlatformDoc:
@@ -242,6 +246,7 @@ class Snapshot:
         return made
 
     def _put(self, kind: str, row_id: int, doc: Doc | None) -> None:
+        self.generation = object()
         table: dict[int, Doc] = getattr(self, kind + "s")
         old = table.pop(row_id, None)
         if isinstance(old, KeyDoc):

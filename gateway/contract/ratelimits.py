@@ -17,12 +17,16 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Family(msgspec.Struct, frozen=True):
-    """The names of one family's headers, and its limits: (index into the charges, limit as text)."""
+    """The names of one family's headers, its first limit and the others: (index into the charges, limit
+    as text); and ``lines``, its headers with the limit, what remains and the reset left open.
+    """
 
     limit: bytes
     remaining: bytes
     reset: bytes
-    members: tuple[tuple[int, bytes], ...]
+    first: tuple[int, bytes]
+    others: tuple[tuple[int, bytes], ...]
+    lines: bytes
 
 
 def families_of(limits: Sequence[Limit]) -> tuple[Family, ...]:
@@ -36,7 +40,8 @@ def families_of(limits: Sequence[Limit]) -> tuple[Family, ...]:
         ]
         if members:
             limit, remaining, reset = (b"x-ratelimit-%s-%s" % (k, name.encode()) for k in _KINDS)
-            made.append(Family(limit, remaining, reset, tuple(members)))
+            lines = b"%b: %%b\r\n%b: %%d\r\n%b: %%b\r\n" % (limit, remaining, reset)
+            made.append(Family(limit, remaining, reset, members[0], tuple(members[1:]), lines))
     return tuple(made)
 
 
@@ -47,18 +52,34 @@ def rate_headers(families: tuple[Family, ...], levels: Sequence[Level]) -> Heade
     """Header pairs for the limits that were evaluated; none for a family without a limit."""
     headers: Headers = []
     for family in families:
-        members = family.members
-        index, limit = members[0]
-        level = levels[index]
-        for other, text in members[1:]:
-            if levels[other].remaining < level.remaining:
-                level, limit = levels[other], text
+        limit, level = _binding(family, levels)
         headers += (
             (family.limit, limit),
             (family.remaining, b"%d" % max(0, level.remaining)),
             (family.reset, duration(level.reset_ms)),
         )
     return headers
+
+
+def rate_lines(families: tuple[Family, ...], levels: Sequence[Level]) -> bytes:
+    """The same as the lines of a head: what every answer carries."""
+    lines = b""
+    for family in families:
+        limit, level = _binding(family, levels)
+        left, reset_ms = level.remaining, level.reset_ms
+        reset = b"%dms" % reset_ms if 0 <= reset_ms < 1000 else duration(reset_ms)  # noqa: PLR2004
+        lines += family.lines % (limit, max(0, left), reset)
+    return lines
+
+
+def _binding(family: Family, levels: Sequence[Level]) -> tuple[bytes, Level]:
+    """The limit with the least left, as text, and its level."""
+    index, limit = family.first
+    level = levels[index]
+    for other, text in family.others:
+        if levels[other].remaining < level.remaining:
+            level, limit = levels[other], text
+    return limit, level
 
 
 def duration(milliseconds: int) -> bytes:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from enum import IntEnum
 from functools import lru_cache
+from typing import Annotated
 
 import msgspec
 
@@ -86,6 +87,32 @@ class _Whole(msgspec.Struct):
 
 
 _WHOLE = msgspec.json.Decoder(_Whole)
+_Tokens = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: _Tokens | None = None
+
+
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: _Tokens | None = None
+
+
+class _Counts(msgspec.Struct):
+    prompt_tokens: _Tokens
+    completion_tokens: _Tokens
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+
+
+class _Counted(msgspec.Struct):
+    """A whole answer that tells what any does: everything else is read the longer way."""
+
+    usage: _Counts
+    error: None = None
+
+
+_COUNTED = msgspec.json.Decoder(_Counted)
 
 
 class UsageFold:
@@ -174,6 +201,16 @@ class UsageFold:
         self.any_token = self.any_token or bool(completion)
         self.cached = _detail(usage, "prompt_tokens_details", "cached_tokens")
         self.reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
+
+    def take_counts(self, counts: _Counts) -> None:
+        """The same of counts that are all there, at least one token made."""
+        self.final = self.any_token = True
+        self.prompt, self.completion = counts.prompt_tokens, counts.completion_tokens
+        of_prompt, of_completion = counts.prompt_tokens_details, counts.completion_tokens_details
+        if of_prompt is not None:
+            self.cached = of_prompt.cached_tokens
+        if of_completion is not None:
+            self.reasoning = of_completion.reasoning_tokens
 
     def note_choices(self, frame: bytes) -> None:
         """Finish reasons and text of a frame or body, for ``void_finish``."""
@@ -340,6 +377,13 @@ def fold_unary(fold: UsageFold, body: bytes) -> bool:
     """
     usage: Mapping[str, object] | None
     if len(body) <= WHOLE_BYTES_MAX:
+        try:
+            counts = _COUNTED.decode(body).usage
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            counts = None
+        if counts is not None and counts.completion_tokens:
+            fold.take_counts(counts)
+            return True
         usage = _usage_of(body)
     elif body[:16].lstrip()[:1] != b"{" or body[-16:].rstrip()[-1:] != b"}":
         usage = None

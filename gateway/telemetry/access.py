@@ -21,11 +21,12 @@ PENDING_BYTES_MAX = 1 << 20
 CHATTY = ("alembic", "httpx", "httpcore", "asyncio")
 
 
-class AccessLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class AccessLine(
+    msgspec.Struct, frozen=True, omit_defaults=True, gc=False, tag_field="event", tag="request"
+):
     """What is said of one request. ``ts`` is Unix seconds; ids are names an operator knows."""
 
     ts: float
-    event: str = "request"
     request_id: str
     method: str
     path: str

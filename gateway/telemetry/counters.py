@@ -7,6 +7,7 @@ endpoints and fixed words, never a key, a tenant or a path. This file is the lis
 
 from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Mapping
 from functools import lru_cache
 
 #: Upper bounds in seconds. 0.001 x 1.8^i spans 1 ms to 130 s, as TTFT and chunk gaps do.
@@ -108,6 +109,31 @@ class Counters:
             name: {labels: [*h.counts, h.sum_s] for labels, h in series.items()}
             for name, series in self.histograms.items()
         }
+
+
+class ModelSeries:
+    """What every request of one model adds to: its series, found once."""
+
+    __slots__ = ("_kinds", "_model", "_outcomes", "_tokens", "_ttft")
+    #: As usage records name them.
+    KINDS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
+
+    def __init__(self, counters: Counters, model: str) -> None:
+        self._model = model
+        self._outcomes = counters.counters["tf_requests_total"]
+        self._tokens = counters.counters["tf_tokens_total"]
+        self._kinds = tuple([(kind, labels_of(model, kind)) for kind in self.KINDS])
+        self._ttft = counters.histogram("tf_ttft_seconds", model)
+
+    def count(self, outcome: str, usage: Mapping[str, int], ttft_ms: int) -> None:
+        """One ended request. ``usage``: tokens by kind; ``ttft_ms`` below 0: no event ever came."""
+        self._outcomes[labels_of(outcome, self._model)] += 1
+        for kind, labels in self._kinds:
+            tokens = usage[kind]
+            if tokens:
+                self._tokens[labels] += tokens
+        if ttft_ms >= 0:
+            self._ttft.observe(ttft_ms / 1000)
 
 
 @lru_cache(maxsize=4096)

@@ -6,7 +6,6 @@ alone because they still move. Source: https://www.w3.org/TR/trace-context/ (ver
 """
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -29,18 +28,18 @@ class TraceContext(msgspec.Struct, frozen=True):
 
 
 def context_from(
-    header: bytes | None, random_hex: Callable[[int], str], *, sample: bool
+    header: bytes | None, trace_id: str, span_id: str, *, sample: bool
 ) -> TraceContext:
     """Continue the caller's trace, or begin one. An invalid header begins a new trace.
 
-    ``random_hex(n)`` gives n random bytes in hex. A caller's sampled flag is obeyed only when set:
-    ``sample`` may still turn a trace on.
+    ``trace_id`` and ``span_id`` are fresh: 32 and 16 random hex digits. A caller's sampled flag is
+    obeyed only when set: ``sample`` may still turn a trace on.
     """
     match = _TRACEPARENT.match(header) if header else None
     if match is None or match[1] == b"0" * 32 or match[2] == b"0" * 16:
-        return TraceContext(random_hex(16), random_hex(8), "", sample)
+        return TraceContext(trace_id, span_id, "", sample)
     sampled = bool(int(match[3], 16) & SAMPLED)
-    return TraceContext(match[1].decode(), random_hex(8), match[2].decode(), sampled or sample)
+    return TraceContext(match[1].decode(), span_id, match[2].decode(), sampled or sample)
 
 
 class SpanFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -95,6 +95,8 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return  # what a refused client still sends
         if not self._buffer:
+            if self._head is None and self._reply is None and self._take_whole(data):
+                return
             self._buffer = data
         elif isinstance(self._buffer, bytearray):
             self._buffer += data
@@ -187,6 +189,21 @@ class Connection(asyncio.Protocol):
             return
         if body is not None:
             self._hand_over(body)
+
+    def _take_whole(self, data: bytes) -> bool:
+        """A whole request in one read, under a head that was judged before: the everyday case."""
+        end = data.find(b"\r\n\r\n") + 4
+        known = self._lobby.heads.exact.get(data[:end])
+        if known is None or not self._reading or not self._announced:
+            return False
+        head, length = known
+        if length != len(data) - end or length > self._settings.body_bytes_max:
+            return False
+        if not self._arrived_s:
+            self._arrived_s = self._loop.time()
+        self._head = head
+        self._hand_over(data[end:])
+        return True
 
     def _read_head(self) -> bool:
         """A whole head, judged; False while it is not all here."""
@@ -393,7 +410,9 @@ class Connection(asyncio.Protocol):
         status, headers, body = lobby.refuse(error)
         if lobby.cors is not None and self._head is not None:
             headers = [*headers, *lobby.cors.grants(self._head.fields)]
-        self.transport.write(heads.head(status, headers, heads.sized(len(body)), close=True) + body)
+        self.transport.write(
+            heads.head(status, heads.written(headers), heads.sized(len(body)), close=True) + body
+        )
         self._linger(self._settings.linger_s if linger_s is None else linger_s)
 
     def _too_slow(self) -> None:

@@ -6,6 +6,8 @@ Content-Length stand outside what is compared. Only heads that passed both reade
 bound. Not here: what makes a head pass (``gateway.wire.guard``).
 """
 
+import re
+
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from gateway.contract.errors import BadRequestHead
@@ -14,8 +16,8 @@ from gateway.wire.guard import Head, is_length, read_head
 
 KEPT = 512
 HEAD_BYTES_MAX = 2048
-_NAMES = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
-_NAME_BYTES = len(_NAMES[0])
+#: The first Content-Length that every reader reads alike.
+_SIZED = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]++)\r\n")
 
 
 class _Silent:
@@ -23,22 +25,28 @@ class _Silent:
 
 
 class HeadCache:
-    """One per server. ``read`` gives the same ``Head`` object for heads that are alike."""
+    """One per server. ``read`` gives the same ``Head`` object for heads that are alike; ``exact``: the
+    same for heads that were seen before to the last digit.
+    """
 
     def __init__(self, settings: WireSettings) -> None:
         self._settings = settings
         self._sized: dict[bytes, Head] = {}  # by their bytes less the digits of the length
         self._whole: dict[bytes, Head] = {}
+        self.exact: dict[bytes, tuple[Head, int | None]] = {}
 
     def read(self, data: bytes) -> tuple[Head, int | None]:
         """The head in ``data``, which ends with the empty line, and the body's length; None when it
         is chunked. Raises what the client did wrong.
         """
+        exact = self.exact.get(data)
+        if exact is not None:
+            return exact
         key, length = _split(data)
         kept = self._whole if length is None else self._sized
         known = kept.get(key)
         if known is not None:
-            return known, known.length if length is None else length
+            return self._keep(data, known, known.length if length is None else length)
         head = read_head(data, self._settings)
         try:
             HttpRequestParser(_Silent()).feed_data(data)
@@ -52,18 +60,20 @@ class HeadCache:
             kept[key] = head
         return head, head.length
 
+    def _keep(self, data: bytes, head: Head, length: int | None) -> tuple[Head, int | None]:
+        """Seen for the second time at least: perhaps the next one is the same to the last digit."""
+        if len(self.exact) >= KEPT:
+            self.exact.clear()
+        found = self.exact[data] = (head, length)
+        return found
+
 
 def _split(data: bytes) -> tuple[bytes, int | None]:
     """The head without the digits of its first Content-Length, and their number; the head itself
     and None where there is none that every reader reads alike.
     """
-    for name in _NAMES:
-        at = data.find(name)
-        if at >= 0:
-            at += _NAME_BYTES
-            end = data.find(b"\r\n", at)
-            digits = data[at:end]
-            if is_length(digits):
-                return data[:at] + data[end:], int(digits)
-            break
-    return data, None
+    found = _SIZED.search(data)
+    if found is None or not is_length(digits := found[1]):
+        return data, None
+    start, end = found.span(1)
+    return data[:start] + data[end:], int(digits)

@@ -25,18 +25,19 @@ def date_line() -> bytes:
     return _date[1]
 
 
-def head(status: int, headers: Headers, framing: bytes, *, close: bool) -> bytes:
-    """A response head. ``framing``: the content-length or transfer-encoding line, or nothing.
-
-    Raises ``ValueError`` for a header that would end its line.
+def head(status: int, lines: bytes, framing: bytes, *, close: bool) -> bytes:
+    """A response head. ``lines``: as ``written`` makes them; ``framing``: the content-length or
+    transfer-encoding line, or nothing.
     """
-    lines = [_STATUS.get(status) or b"HTTP/1.1 %d Status\r\n" % status, date_line()]
-    lines += [b"%b: %b\r\n" % pair for pair in headers]
-    lines.append(framing)
-    lines.append(b"connection: close\r\n\r\n" if close else b"\r\n")
-    made = b"".join(lines)
-    ends = len(headers) + 3 + bool(framing) + close
-    if made.count(b"\n") != ends or made.count(b"\r") != ends or b"\0" in made:
+    said = _STATUS.get(status) or b"HTTP/1.1 %d Status\r\n" % status
+    end = b"connection: close\r\n\r\n" if close else b"\r\n"
+    return said + date_line() + lines + framing + end
+
+
+def written(headers: Headers) -> bytes:
+    """Header pairs as lines. Raises ``ValueError`` for a header that would end its line."""
+    made = b"".join([b"%b: %b\r\n" % pair for pair in headers])
+    if made.count(b"\n") != len(headers) or made.count(b"\r") != len(headers) or b"\0" in made:
         raise ValueError("a header holds a line end or NUL")
     return made
 

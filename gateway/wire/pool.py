@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from gateway.wire.dial import Address, dial
 from gateway.wire.upstream import Upstream
 
+_NO_LENGTH = b"content-length: 0\r\n\r\n"
+
 
 class Pool:
     """One per endpoint and process. ``credential`` is the endpoint's own key, or None."""
@@ -34,6 +36,7 @@ class Pool:
             fixed.append(b"authorization: Bearer " + credential)
         self._fixed = b"\r\n".join(fixed) + b"\r\n"
         self._prefix = address.prefix.encode()
+        self._begun: dict[tuple[bytes, bytes], bytes] = {}
 
     @property
     def idle(self) -> int:
@@ -76,6 +79,19 @@ class Pool:
         lines = b"".join([b"%b: %b\r\n" % pair for pair in headers])
         return b"%b %b%b HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n" % (
             method, self._prefix, path, self._fixed, lines, body_bytes,
+        )  # fmt: skip
+
+    def json_head(
+        self, path: bytes, accept: bytes, request_id: str, traceparent: bytes, body_bytes: int
+    ) -> bytes:
+        """The head of an inference request: what of it is always the same is made once."""
+        begun = self._begun.get((path, accept))
+        if begun is None:
+            fixed = [(b"content-type", b"application/json"), (b"accept", accept)]
+            begun = self.request_head(b"POST", path, fixed, 0).removesuffix(_NO_LENGTH)
+            self._begun[path, accept] = begun
+        return begun + b"x-request-id: %b\r\ntraceparent: %b\r\ncontent-length: %d\r\n\r\n" % (
+            request_id.encode(), traceparent, body_bytes,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -9,8 +9,8 @@ made public where it differs. A finish is never forged.
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -29,12 +29,12 @@ from gateway.contract.usage import (
     status_in,
     tell_cost,
 )
+from gateway.wire.heads import written
 from gateway.wire.server import Reply
 from gateway.wire.upstream import Upstream, UpstreamCut
 from routing.attempts import FailureKind
 
 UsageKept = Literal["none", "final", "all"]
-Headers = Sequence[tuple[bytes, bytes]]
 
 #: A whole answer is held until its usage is read; embeddings of large batches are the largest.
 UNARY_BYTES_MAX = 64 << 20
@@ -50,12 +50,14 @@ PING = b": ping\n"
 EVENT_STREAM = b"text/event-stream"
 JSON = b"application/json"
 #: no-transform and the nginx word keep proxies between us and the client from holding frames back.
-STREAM_HEADERS = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache, no-transform"),
-    (b"x-accel-buffering", b"no"),
+STREAM_LINES = written(
+    (
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache, no-transform"),
+        (b"x-accel-buffering", b"no"),
+    )
 )
-JSON_HEADERS = ((b"content-type", b"application/json"),)
+JSON_LINES = written(((b"content-type", b"application/json"),))
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -80,27 +82,42 @@ class Ended(msgspec.Struct, frozen=True):
     ]
 
 
-class Relay:
-    """The receiver of one upstream response. Callbacks run on the loop, in order, never after the
-    outcome is set:
+class Listener(Protocol):
+    """Who is told of an answer on its way, on the loop and in order."""
 
-    ``on_commit()``: no other endpoint from here on; ``on_counts()``: the fold changed, and the bytes
-    that carry the counts are not yet handed to the client's socket; ``on_chunk(events)``: they are,
-    with so many events of the model's (0: comments alone); ``cost_of()``, where it is set: what the
-    final counts cost, to be told in ``usage``; ``tier``: the service tier to be told. ``headers`` are the client's answer's,
-    content type apart; ``release`` takes the connection back; ``error_of(status, body)`` puts an
-    engine's error into words that a caller may read.
+    def on_commit(self) -> None:
+        """No other endpoint from here on."""
+
+    def on_counts(self) -> None:
+        """The fold changed; the bytes that carry the counts are not yet handed to the client's socket."""
+
+    def on_chunk(self, events: int) -> None:
+        """They are, with so many events of the model's (0: comments alone)."""
+
+    def error_of(self, status: int, body: bytes) -> ContractError:
+        """An engine's error in words that a caller may read."""
+
+
+FINISHED = Ended("finished")
+#: Of a whole answer, which has none; never fed.
+NO_FRAMES = FrameSplitter()
+
+
+class Relay:
+    """The receiver of one upstream response. ``listener`` hears of it, never after the outcome is set.
+
+    ``cost_of()``, where it is set: what the final counts cost, to be told in ``usage``; ``tier``: the
+    service tier to be told. ``lines`` are the headers of the client's answer, content type apart, as
+    ``heads.written`` makes them; ``release`` takes the connection back.
     """
 
     __slots__ = (
         "_done",
-        "_error_of",
         "_fold",
         "_headers",
-        "_headers_out",
+        "_lines",
+        "_listener",
         "_names",
-        "_on_commit",
-        "_on_counts",
         "_parts",
         "_parts_bytes",
         "_release",
@@ -113,7 +130,6 @@ class Relay:
         "_usage_kept",
         "committed",
         "cost_of",
-        "on_chunk",
         "outcome",
         "tier",
     )
@@ -126,11 +142,9 @@ class Relay:
         stream: bool,
         usage_kept: UsageKept,
         names: tuple[str, str] | None,
-        headers: Headers,
-        on_commit: Callable[[], None],
-        on_counts: Callable[[], None],
+        lines: bytes,
+        listener: "Listener",
         release: Callable[[Upstream], None],
-        error_of: Callable[[int, bytes], ContractError],
     ) -> None:
         self.outcome: asyncio.Future[Failed | Ended] = asyncio.get_running_loop().create_future()
         self.committed = False
@@ -139,16 +153,13 @@ class Relay:
         self._stream = stream
         self._usage_kept = usage_kept
         self._names = names  # (upstream, public), None when equal
-        self._headers_out = headers
-        self._on_commit = on_commit
-        self._on_counts = on_counts
-        self.on_chunk: Callable[[int], None] = _ignore
+        self._lines = lines
+        self._listener = listener
         self.cost_of: Callable[[], bytes] | None = None
         self.tier: bytes | None = None
         self._release = release
-        self._error_of = error_of
         self._upstream: Upstream | None = None
-        self._splitter = FrameSplitter()
+        self._splitter = FrameSplitter() if stream else NO_FRAMES
         self._status = 0
         self._headers: list[tuple[bytes, bytes]] = []
         self._parts: list[bytes] = []  # of a whole answer; of a stream, comments before its events
@@ -195,6 +206,15 @@ class Relay:
 
     # -- the receiver ------------------------------------------------------------------------
 
+    def take_answer(self, content_type: bytes, body: bytes) -> bool:
+        """A whole answer, read at once; any that is not as it should be goes the long way."""
+        if self._stream or not content_type.startswith(JSON) or self.outcome.done():
+            return False
+        self._status = 200
+        self._commit()
+        self._answer(body)
+        return True
+
     def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self._status = status
         self._headers = headers
@@ -221,9 +241,9 @@ class Relay:
             out, events = b"".join(outs), len(outs)
         self._fold.prompt = steady.prompt
         self._fold.completion = steady.completion
-        self._on_counts()
+        self._listener.on_counts()
         self._reply.write_chunk(out)
-        self.on_chunk(events)
+        self._listener.on_chunk(events)
         return taken
 
     def on_body(self, data: bytes) -> None:
@@ -315,7 +335,7 @@ class Relay:
             self._commit()
             out = self._parts + out
             self._parts.clear()
-        self._on_counts()
+        self._listener.on_counts()
         self._send(out, events)
         if self._steady is None and not self._splitter.pending and fold.steady:
             self._become_steady()
@@ -328,10 +348,10 @@ class Relay:
     def _send(self, out: list[bytes], events: int) -> None:
         if out:
             self._reply.write(out[0] if len(out) == 1 else b"".join(out))
-            self.on_chunk(events)
+            self._listener.on_chunk(events)
         if self._done:
             self._reply.finish()
-            self._settle(Ended("finished"))
+            self._settle(FINISHED)
 
     def _hold(self, comments: list[bytes]) -> None:
         """Comments commit nothing; they go out with the first event."""
@@ -353,7 +373,7 @@ class Relay:
             before = self._parts + before
             self._parts.clear()
         if self.committed and before:
-            self._on_counts()
+            self._listener.on_counts()
             self._send(before, events)
         self._cut_short(kind, error)
 
@@ -364,7 +384,7 @@ class Relay:
             self._settle(Failed(_kind_of(status), status, body))
             self._drop()
             return
-        self._end_at(before, events, "engine_5xx", self._error_of(status, body))
+        self._end_at(before, events, "engine_5xx", self._listener.error_of(status, body))
 
     def _finish_stream(self) -> None:
         """The response is over, and no [DONE] was seen: a cut, unless it only lacks its blank line."""
@@ -405,19 +425,22 @@ class Relay:
     def _finish_unary(self) -> None:
         body = b"".join(self._parts)
         self._parts.clear()
+        self._answer(body)
+
+    def _answer(self, body: bytes) -> None:
         if not fold_unary(self._fold, body):
             self._end_badly(UpstreamError())
             return
-        self._on_counts()
+        self._listener.on_counts()
         if self.cost_of is not None:
             body = tell_cost(body, self.cost_of())
         if self._names:
             body = rename_unary(body, *self._names)
         if self.tier is not None:
             body = tell_tier(body, self.tier)
-        self._reply.send(200, [*JSON_HEADERS, *self._headers_out], body)
-        self.on_chunk(1)
-        self._settle(Ended("finished"))
+        self._reply.send_written(200, JSON_LINES + self._lines, body)
+        self._listener.on_chunk(1)
+        self._settle(FINISHED)
         self._hand_back()
 
     def _refused(self) -> None:
@@ -429,12 +452,12 @@ class Relay:
 
     def _commit(self) -> None:
         self.committed = True
-        self._on_commit()
+        self._listener.on_commit()
         if self._stream and not self._reply.started:
             self._start()
 
     def _start(self) -> None:
-        self._reply.start(200, [*STREAM_HEADERS, *self._headers_out])
+        self._reply.start(200, STREAM_LINES + self._lines)
 
     def _settle(self, outcome: Failed | Ended) -> None:
         self._steady = None
@@ -459,10 +482,6 @@ class Relay:
             if key == name:
                 return value
         return None
-
-
-def _ignore(_events: int) -> None:
-    """Until somebody listens."""
 
 
 def _kind_of(status: int) -> FailureKind:

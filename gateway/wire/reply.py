@@ -57,26 +57,38 @@ class Reply:
 
     def send(self, status: int, headers: Headers, body: bytes, *, close: bool = False) -> None:
         """A whole answer with its length; the body stays away from an answer to HEAD."""
+        self._close = self._close or close
+        self.send_written(status, heads.written(headers), body)
+
+    def send_written(self, status: int, lines: bytes, body: bytes) -> None:
+        """The same with its headers as lines already (``heads.written``)."""
         if self.gone or self.started:
             return
         self.started = True
-        self._close = self._close or close
-        framing = heads.sized(len(body)) if status != 204 else b""  # noqa: PLR2004 -- RFC 9110 8.6
         if self.grants:
-            headers = [*headers, *self.grants]
-        data = heads.head(status, headers, framing, close=self._close)
-        self._write(data if self._is_head else data + body)
-        self._end()
+            lines += heads.written(self.grants)
+        framing = b"content-length: %d\r\n" % len(body)
+        if status == 204:  # noqa: PLR2004 -- RFC 9110 8.6
+            framing = b""
+        data = heads.head(status, lines, framing, close=self._close)
+        if not self._is_head:
+            data += body
+        self.bytes_out += len(data)
+        self._transport.write(data)
+        self.done = True
+        self._on_done(self._close)
 
-    def start(self, status: int, headers: Headers) -> None:
-        """The head of a stream. An HTTP/1.0 client gets no chunks: the close ends its body."""
+    def start(self, status: int, lines: bytes) -> None:
+        """The head of a stream, its headers as lines (``heads.written``). An HTTP/1.0 client gets no
+        chunks: the close ends its body.
+        """
         if self.gone or self.started:
             return
         self.started = True
         framing = heads.CHUNKED if self._chunked else b""
         if self.grants:
-            headers = [*headers, *self.grants]
-        self._write(heads.head(status, headers, framing, close=self._close))
+            lines += heads.written(self.grants)
+        self._write(heads.head(status, lines, framing, close=self._close))
 
     def write(self, data: bytes) -> None:
         """One chunk, one write."""

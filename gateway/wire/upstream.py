@@ -6,6 +6,7 @@ client never sees them. Closing it is how an engine learns that nobody waits. Pa
 
 import asyncio
 import logging
+import re
 import select
 from asyncio import Transport
 from collections.abc import Callable
@@ -29,6 +30,18 @@ STATUS_MIN, STATUS_MAX = 100, 599
 #: A body up to here goes out with its head in one write; a copy of a larger one costs more than that.
 JOINED_BYTES = 65_536
 VERSIONS = ("1.1", "1.0")
+_OTHER = (
+    rb"(?:(?!content-|connection|transfer-|trailer|upgrade|keep-alive|proxy-)"
+    rb"[a-z0-9-]++: [ -~]*+\r\n)*+"
+)
+#: The head of a whole answer as engines write it: one length, one kind of content, nothing else that
+#: could frame it or close its connection. Any other spelling or order is llhttp's to read.
+PLAIN_HEAD = re.compile(
+    rb"HTTP/1\.1 200 OK\r\n" + _OTHER + rb"(?:content-length: ([0-9]{1,9}+)\r\n" + _OTHER +
+    rb"content-type: ([!-~ ]++)\r\n|content-type: ([!-~ ]++)\r\n" + _OTHER +
+    rb"content-length: ([0-9]{1,9}+)\r\n)" + _OTHER + rb"\r\n",
+    re.IGNORECASE,
+)  # fmt: skip
 log = logging.getLogger("gateway.wire.upstream")
 
 
@@ -52,12 +65,15 @@ class Receiver(Protocol):
     def on_cut(self, failure: UpstreamCut) -> None: ...
 
 
-class ChunkTaker(Receiver, Protocol):
-    """A receiver that may take whole chunks unparsed, from a read that begins with one: how many
-    bytes it took.
+class Taker(Receiver, Protocol):
+    """A receiver that takes what needs no parser. ``take_chunks``: of a read that begins with a chunk,
+    how many bytes it took. ``take_answer``: a whole answer of status 200, head and body in one read;
+    true where it was taken, and then nothing more is told of it.
     """
 
     def take_chunks(self, data: bytes) -> int: ...
+
+    def take_answer(self, content_type: bytes, body: bytes) -> bool: ...
 
 
 class Upstream(asyncio.Protocol):
@@ -133,16 +149,7 @@ class Upstream(asyncio.Protocol):
     def send(self, head: bytes, body: bytes, receiver: Receiver) -> None:
         """Begin a request; the receiver hears of its response from now on."""
         self._receiver = receiver
-        self._parser = HttpResponseParser(self)
-        self._any_byte = self._head_done = self._complete = False
-        self._framed = self._chunked = False
-        self._keep = self._beyond = self._closes = False
-        self._header_bytes = self._beside = 0
-        self._refused = ""
-        self._headers = []
-        self._body_end = b""
-        self._taker = getattr(receiver, "take_chunks", None)
-        self._at_chunk = False
+        self._any_byte = self._head_done = False
         if not self.alive:
             asyncio.get_running_loop().call_soon(self._cut, "the connection had closed")
             return
@@ -181,10 +188,15 @@ class Upstream(asyncio.Protocol):
                 return
             data = data[taken:]
             self._at_chunk = False
-        if self._receiver is None or self._parser is None:
+        if self._receiver is None:
             self.abort()  # nobody asked: this socket is not trusted with a request
             return
-        self._any_byte = True
+        if not self._any_byte:
+            self._any_byte = True
+            if self._take_answer(data):
+                return
+            self._begin_parsing()
+        assert self._parser is not None
         self._beside += len(data)
         try:
             self._parser.feed_data(data)
@@ -224,6 +236,42 @@ class Upstream(asyncio.Protocol):
             self._finish()  # the close ends a body without a length, where one was announced
             return
         self._cut("the engine closed the connection")
+
+    def _take_answer(self, data: bytes) -> bool:
+        """The usual whole answer, in one read: nothing about it is left for a parser to find."""
+        receiver = self._receiver
+        take = getattr(receiver, "take_answer", None)
+        plain = PLAIN_HEAD.match(data) if take is not None else None
+        if plain is None or take is None or self.transport.get_write_buffer_size():
+            return False
+        length, kind, other_kind, other_length = plain.groups()
+        body = data[plain.end() :]
+        if len(body) != int(length or other_length):
+            return False  # more is to come, or it is more than one answer
+        self._receiver = None
+        self.served += 1
+        try:
+            taken: bool = take(kind or other_kind, body)
+        except Exception:  # a receiver's bug is no engine's fault: it is told
+            log.exception("a receiver failed")
+            self._receiver = receiver
+            self._cut("our own receiver failed")
+            return True
+        if not taken:
+            self.served -= 1
+            self._receiver = receiver
+        return taken
+
+    def _begin_parsing(self) -> None:
+        self._parser = HttpResponseParser(self)
+        self._complete = self._framed = self._chunked = False
+        self._keep = self._beyond = self._closes = False
+        self._header_bytes = self._beside = 0
+        self._refused = ""
+        self._headers = []
+        self._body_end = b""
+        self._taker = getattr(self._receiver, "take_chunks", None)
+        self._at_chunk = False
 
     # -- llhttp's callbacks -------------------------------------------------------------------
 

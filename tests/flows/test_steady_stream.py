@@ -65,27 +65,44 @@ class Wire:
     def abort(self) -> None: ...
 
 
+class LongWay(Relay):
+    """One that takes nothing unparsed."""
+
+    take_chunks = None
+
+
+class Listener:
+    def __init__(self, fold: UsageFold, counts: list) -> None:
+        self.fold, self.counts = fold, counts
+
+    def on_commit(self) -> None: ...
+
+    def on_counts(self) -> None:
+        self.counts.append((self.fold.prompt, self.fold.completion))
+
+    def on_chunk(self, events: int) -> None: ...
+
+    def error_of(self, _status: int, _body: bytes) -> UpstreamError:
+        return UpstreamError()
+
+
 async def relayed(reads: list[bytes], kept: str, *, short: bool) -> tuple[bytes, list, UsageFold]:
     """The client's body, the counts as they were noted, and the fold."""
     client, upstream = Wire(), Upstream()
     upstream.connection_made(Wire())
     fold, counts = UsageFold(1, 1), []
-    relay = Relay(
+    relay = (Relay if short else LongWay)(
         reply=Reply(client, is_head=False, http10=False, close=False, on_done=lambda _close: None),
         fold=fold,
         stream=True,
         usage_kept=kept,
         names=NAMES,
-        headers=[],
-        on_commit=lambda: None,
-        on_counts=lambda: counts.append((fold.prompt, fold.completion)),
+        lines=b"",
+        listener=Listener(fold, counts),
         release=lambda _upstream: None,
-        error_of=lambda _status, _body: UpstreamError(),
     )
     relay.attach(upstream)
     upstream.send(b"", b"", relay)
-    if not short:
-        upstream._taker = None
     for read in reads:
         upstream.data_received(read)
     assert relay.outcome.result() == Ended("finished")

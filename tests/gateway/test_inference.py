@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import secrets
 
 import pytest
 
@@ -48,7 +47,7 @@ class Bench:
             }
         )
         reply = Reply(None, is_head=False, http10=False, close=False, on_done=lambda close: None)
-        trace = context_from(None, secrets.token_hex, sample=False)
+        trace = context_from(None, "ab" * 16, "cd" * 8, sample=False)
         self.call = Call(request(), reply, REQUEST_ID, trace)
         self.exchange = exchange(MODEL)
 

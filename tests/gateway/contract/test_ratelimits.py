@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.contract.ratelimits import duration, families_of, rate_headers
+from gateway.contract.ratelimits import duration, families_of, rate_headers, rate_lines
 from quotas.limits import Level, Limit
 
 
@@ -48,6 +48,16 @@ def test_shadow_limits_money_and_concurrency_are_not_shown():
 
 def test_no_limits_no_headers():
     assert rate_headers((), ()) == []
+
+
+@pytest.mark.parametrize("reset_ms", [-5, 0, 999, 1000, 61_500])
+def test_lines_say_what_the_pairs_say(reset_ms):
+    families = families_of((limit("requests", 600), limit("tokens", 7), limit("tokens", 1000)))
+    levels = (Level(10, reset_ms), Level(-5, reset_ms), Level(3, 2))
+
+    pairs = rate_headers(families, levels)
+    assert rate_lines(families, levels) == b"".join(b"%b: %b\r\n" % pair for pair in pairs)
+    assert rate_lines((), ()) == b""
 
 
 @pytest.mark.parametrize(

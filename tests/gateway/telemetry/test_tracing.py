@@ -11,12 +11,8 @@ from gateway.telemetry.tracing import SpanFacts, Tracer, context_from
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def hex_of(count: int) -> str:
-    return "ab" * count
-
-
 def test_callers_trace_goes_on_with_a_span_of_ours():
-    context = context_from(TRACE, hex_of, sample=False)
+    context = context_from(TRACE, "ab" * 16, "ab" * 8, sample=False)
 
     assert context.trace_id == "0af7651916cd43dd8448eb211c80319c"
     assert context.parent_id == "b7ad6b7169203331"
@@ -37,7 +33,7 @@ def test_callers_trace_goes_on_with_a_span_of_ours():
     ],
 )
 def test_invalid_header_begins_a_new_trace(header):
-    context = context_from(header, hex_of, sample=True)
+    context = context_from(header, "ab" * 16, "ab" * 8, sample=True)
 
     assert (context.trace_id, context.parent_id, context.sampled) == ("ab" * 16, "", True)
 
@@ -61,7 +57,7 @@ async def test_sampled_span_reaches_the_collector_with_the_ids_that_went_out():
     thread.start()
     try:
         tracer = Tracer(f"http://127.0.0.1:{server.server_port}", "test")
-        context = context_from(TRACE, hex_of, sample=False)
+        context = context_from(TRACE, "ab" * 16, "ab" * 8, sample=False)
         tracer.export(
             SpanFacts(
                 context=context,

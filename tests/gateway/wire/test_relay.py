@@ -69,17 +69,26 @@ class Bench:
             stream=stream,
             usage_kept=kept,
             names=names,
-            headers=[(b"x-request-id", b"ours")],
-            on_commit=lambda: self.told.append("commit"),
-            on_counts=lambda: self.told.append(("counts", self.fold.completion, len(self.body))),
+            lines=b"x-request-id: ours\r\n",
+            listener=self,
             release=self.released.append,
-            error_of=lambda status, body: normalise_engine_error(status, body, "up", "public"),
         )
-        self.relay.on_chunk = lambda events: self.told.append(("chunk", events))
         self.upstream = Upstream()
         self.upstream.connection_made(self.engine)
         self.relay.attach(self.upstream)
         self.upstream.send(b"", b"", self.relay)
+
+    def on_commit(self):
+        self.told.append("commit")
+
+    def on_counts(self):
+        self.told.append(("counts", self.fold.completion, len(self.body)))
+
+    def on_chunk(self, events):
+        self.told.append(("chunk", events))
+
+    def error_of(self, status, body):
+        return normalise_engine_error(status, body, "up", "public")
 
     def feed(self, *pieces):
         for piece in pieces:

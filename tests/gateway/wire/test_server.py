@@ -273,7 +273,7 @@ async def test_leaving_is_told_at_once_while_the_handler_streams(door):
 
     async def stream(_request, reply):
         reply.on_gone = gone.set
-        reply.start(200, [])
+        reply.start(200, b"")
         reply.write(b"x")
         await gone.wait()
 
@@ -300,7 +300,7 @@ async def test_reader_that_does_not_read_pauses_the_source_and_is_cut(door):
     async def flood(_request, reply):
         reply.on_pause = lambda: told.append("pause")
         reply.on_gone = gone.set
-        reply.start(200, [])
+        reply.start(200, b"")
         while "pause" not in told:
             reply.write(b"x" * 65_536)
             await asyncio.sleep(0)
@@ -745,7 +745,7 @@ async def test_listed_origin_may_read_answers_streams_and_refusals(opened):
     line = b"origin: " + ORIGIN
 
     async def stream(_request, reply):
-        reply.start(200, [])
+        reply.start(200, b"")
         reply.finish()
 
     assert grant in await door.say(post(b"hi", line))
