@@ -9,6 +9,8 @@ from collections.abc import Callable
 from quotas.limits import Charge, counted
 from quotas.usage import TokenUsage
 
+_TOKENS = frozenset(("tokens", "input_tokens", "output_tokens"))
+
 
 def tag_of(tenant_id: int) -> str:
     """The store's tag of a tenant."""
@@ -30,19 +32,41 @@ def true_charges(
     reserved stays. ``cost_micro``: what it bills, in micro-units; asked only where money is limited.
     Requests stay counted, holds go free.
     """
-    made = list(reserved)
-    for index, charge in enumerate(reserved):
-        limit = charge.limit
-        dimension = limit.dimension
-        amount: int | None
-        if dimension == "requests":
-            amount = charge.amount
-        elif dimension == "concurrency":
-            amount = 0
-        elif dimension == "money":
-            amount = cost_micro()
-        else:
-            amount = None if usage is None else counted(limit, usage)
-        if amount is not None and amount != charge.amount:
-            made[index] = Charge(limit, amount, charge.periods)
-    return tuple(made)
+    amounts = _Amounts(cost_micro)
+    if usage is not None:
+        if usage.cached:
+            return tuple([_weighted(each, usage, amounts) for each in reserved])
+        prompt, completion = usage.prompt, usage.completion
+        amounts["tokens"] = prompt + completion
+        amounts["input_tokens"], amounts["output_tokens"] = prompt, completion
+    return tuple(
+        [
+            charge
+            if (amount := amounts[charge.limit.dimension]) is None or amount == charge.amount
+            else Charge(charge.limit, amount, charge.periods)
+            for charge in reserved
+        ]
+    )
+
+
+class _Amounts(dict[str, int | None]):
+    """Units by dimension; None for as many as were reserved. Money is counted when first asked for."""
+
+    __slots__ = ("_cost_micro",)
+
+    def __init__(self, cost_micro: Callable[[], int]) -> None:
+        self._cost_micro = cost_micro
+        self["concurrency"] = 0
+
+    def __missing__(self, dimension: str) -> int | None:
+        found = self[dimension] = self._cost_micro() if dimension == "money" else None
+        return found
+
+
+def _weighted(charge: Charge, usage: TokenUsage, amounts: _Amounts) -> Charge:
+    """The same where a limit may count cached input by its weight."""
+    limit = charge.limit
+    amount = counted(limit, usage) if limit.dimension in _TOKENS else amounts[limit.dimension]
+    if amount is None or amount == charge.amount:
+        return charge
+    return Charge(limit, amount, charge.periods)

@@ -24,7 +24,10 @@ TEMPLATE_TOKENS = 64
 #: are learned by size, each class four times the one before (under 128 bytes ... 128 KiB and more).
 CLASSES = 7
 _SMALLEST_BITS = 7
-_BITS_MAX = _SMALLEST_BITS + 2 * CLASSES
+#: No body has more bits in its size.
+_BITS_MAX = 64
+#: Which of so many ratios, from the largest, is rarely exceeded.
+_RANKS = tuple([max(1, int(BELOW_RARELY * (count + 1))) for count in range(REMEMBERED + 1)])
 #: Where neither the model, nor its context, nor a limit bounds the answer.
 UNKNOWN_CAP = 4096
 
@@ -42,11 +45,16 @@ class _Ratios:
     def add(self, ratio: float) -> None:
         ranked, seen = self.sorted, self.seen
         if len(seen) == REMEMBERED:
-            del ranked[bisect_left(ranked, seen.popleft())]
-        seen.append(ratio)
+            oldest = seen.popleft()
+            seen.append(ratio)
+            if oldest == ratio:
+                return
+            del ranked[bisect_left(ranked, oldest)]
+        else:
+            seen.append(ratio)
         insort(ranked, ratio)
         count = len(ranked)
-        top = ranked[-max(1, int(BELOW_RARELY * (count + 1)))]
+        top = ranked[-_RANKS[count]]
         self.ratio = top if count >= BELIEVED else max(FIRST_RATIO, top)
 
 
@@ -61,15 +69,12 @@ class PromptEstimator:
 
     def estimate(self, text_bytes: int) -> int:
         """Tokens to reserve for a prompt of that many bytes: at least 1, too few about 1 in 100."""
-        return max(1, math.ceil(text_bytes * self._class(text_bytes).ratio))
+        return math.ceil(text_bytes * self._by_bits[text_bytes.bit_length()].ratio) or 1
 
     def learn(self, text_bytes: int, prompt_tokens: int) -> None:
         """Take in one finished request: the bytes we saw, the tokens the engine counted."""
         if text_bytes > 0 and prompt_tokens > 0:
-            self._class(text_bytes).add(prompt_tokens / text_bytes)
-
-    def _class(self, text_bytes: int) -> _Ratios:
-        return self._by_bits[min(text_bytes.bit_length(), _BITS_MAX)]
+            self._by_bits[text_bytes.bit_length()].add(prompt_tokens / text_bytes)
 
 
 def _class_of(bits: int) -> int:

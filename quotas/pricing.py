@@ -97,6 +97,10 @@ class Ceiling(msgspec.Struct, frozen=True, array_like=True):
         return divide_up(tokens, MILLION) + self.request + self.slack
 
 
+#: What most prices name, in this order.
+_USUAL = (INPUT, OUTPUT)
+
+
 def billed_meters(
     usage: TokenUsage, meters: Container[str], operation: str = "chat"
 ) -> dict[str, int]:
@@ -105,6 +109,8 @@ def billed_meters(
     >>> billed_meters(TokenUsage(prompt=10, cached=4, completion=2), ("input", "output"))
     {'input': 10, 'output': 2}
     """
+    if meters == _USUAL and operation == "chat":
+        return {INPUT: usage.prompt, OUTPUT: usage.completion}
     return units_of(usage.meters(), meters, operation)
 
 
