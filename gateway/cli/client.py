@@ -21,6 +21,8 @@ from gateway.settings import Loaded
 from gateway.telemetry.access import configure_logging
 
 TIMEOUT_S = 30.0
+#: Of what reads the whole ledger.
+WHOLE_LEDGER_S = 3_600.0
 #: A server that was just killed lets go of the folder within a second, a draining one later.
 LOCK_WAIT_S = 5.0
 RECORDS_PER_PAGE = 1_000
@@ -108,9 +110,10 @@ class Admin:
         body: Any = None,
         params: dict[str, str] | None = None,
         headers: dict[str, str] | None = None,
+        within_s: float = TIMEOUT_S,
     ) -> Any:
         """Any route; its answer as plain values."""
-        return await self._ask(method, path, body, params, headers)
+        return await self._ask(method, path, body, params, headers, within_s)
 
     async def raw(self, path: str, params: dict[str, str]) -> tuple[bytes, Mapping[str, str]]:
         """What is no JSON, as it came, with its headers."""
@@ -130,6 +133,7 @@ class Admin:
         body: Any = None,
         params: dict[str, str] | None = None,
         headers: dict[str, str] | None = None,
+        within_s: float = TIMEOUT_S,
     ) -> httpx.Response:
         try:
             return await self._http.request(
@@ -139,6 +143,7 @@ class Admin:
                 content=None if body is None else msgspec.json.encode(body),
                 headers={"content-type": "application/json"} | (headers or {}),
                 params=params,
+                timeout=within_s,
             )
         except httpx.HTTPError as error:
             raise CommandFailed(
@@ -153,8 +158,9 @@ class Admin:
         body: Any = None,
         params: dict[str, str] | None = None,
         headers: dict[str, str] | None = None,
+        within_s: float = TIMEOUT_S,
     ) -> Any:
-        response = await self._send(method, path, body, params, headers)
+        response = await self._send(method, path, body, params, headers, within_s)
         try:
             answer = response.json()
         except ValueError:

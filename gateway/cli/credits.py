@@ -1,5 +1,6 @@
 """``credits add|reverse|show``: money in, for one tenant."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -16,8 +17,9 @@ COLUMNS = (
     "left",
     "currency",
     "priority",
-    "expires_ms",
-    "reversed_ms",
+    "given",
+    "expires",
+    "reversed",
 )
 
 
@@ -78,7 +80,11 @@ def show(loaded: Loaded, *, tenant: str, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    print_table(found["credits"], COLUMNS, "no credits")
+    rows = [
+        row | {name: _time(row[f"{name}_ms"]) for name in ("given", "expires", "reversed")}
+        for row in found["credits"]
+    ]
+    print_table(rows, COLUMNS, "no credits")
     _say_balance(found["balance"])
 
 
@@ -86,6 +92,13 @@ def _ask(
     loaded: Loaded, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
 ) -> Any:
     return ask(loaded, lambda admin: admin.ask(method, path, body, headers=headers))
+
+
+def _time(unix_ms: int | None) -> str | None:
+    """UTC, to the second."""
+    if unix_ms is None:
+        return None
+    return datetime.fromtimestamp(unix_ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _say(done: Any, *, as_json: bool) -> None:

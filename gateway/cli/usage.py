@@ -2,10 +2,11 @@
 
 import asyncio
 import json
+from typing import Any
 
 import click
 
-from gateway.cli.client import open_admin
+from gateway.cli.client import WHOLE_LEDGER_S, Admin, open_admin
 from gateway.cli.output import CommandFailed, print_json, print_table
 from gateway.cli.settings_options import SettingsCommand
 from gateway.settings import Loaded
@@ -102,13 +103,17 @@ async def _sums(
         print_table(rows, (*columns, *SUMS), "no usage yet")
 
 
+async def _whole(admin: Admin, method: str, what: str) -> Any:
+    return await admin.ask(method, f"/admin/v1/usage/{what}", within_s=WHOLE_LEDGER_S)
+
+
 async def _sums_kept(loaded: Loaded, *, rebuild: bool, as_json: bool) -> None:
     async with open_admin(loaded) as admin:
         if rebuild:
-            made = (await admin.ask("POST", "/admin/v1/usage/rebuild"))["rows"]
+            made = (await _whole(admin, "POST", "rebuild"))["rows"]
             if not as_json:
                 click.echo(f"made {made} sums anew")
-        found = (await admin.ask("GET", "/admin/v1/usage/differences"))["data"]
+        found = (await _whole(admin, "GET", "differences"))["data"]
     if as_json:
         print_json(found)
     elif not found:

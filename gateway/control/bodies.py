@@ -69,6 +69,12 @@ def expires_s(text: str) -> int:
     return moment + 86_399 if len(text) == len("2027-06-30") else moment
 
 
+def end_ms(text: str, name: str) -> int:
+    """The end of a day (UTC) where a date is given, else the moment."""
+    moment = moment_ms(text, name)
+    return moment + 86_400_000 if len(text) == len("2027-06-30") else moment
+
+
 def moment_ms(text: str, name: str) -> int:
     """``parse_moment`` for a handler."""
     try:

@@ -25,6 +25,7 @@ from gateway.control.formats import (
     Message,
     NotSendable,
     has_already,
+    is_busy,
     is_told,
     message,
     signature,
@@ -274,7 +275,7 @@ class Deliveries:
     def _judge(
         self, form: Form, fetched: Fetched, count: int, secrets: Mapping[str, str]
     ) -> Answer:
-        found = verdict(fetched.status)
+        found = "again" if is_busy(form, fetched.status) else verdict(fetched.status)
         if found == "delivered" or (count == 1 and has_already(form, fetched.status, fetched.body)):
             return Answer("delivered")
         said = fetched.body[:_BODY_SHOWN].decode("utf-8", "replace")

@@ -163,6 +163,8 @@ def never_admits(limit: Limit) -> str:
     """Why no request ever passes this limit; empty when one may."""
     if limit.algorithm == "concurrency":
         return "0 concurrent requests: nothing is ever admitted" if limit.capacity < 1 else ""
+    if limit.algorithm == "balance":
+        return ""  # a credit line of 0 is prepaid: what is credited is admitted
     if limit.capacity < 1:
         return f"a burst of {limit.capacity} {limit.dimension}: nothing is ever admitted"
     if limit.dimension == "tokens" and limit.capacity < REQUEST_TOKENS_MIN:
@@ -170,6 +172,6 @@ def never_admits(limit: Limit) -> str:
             f"at most {limit.capacity} tokens at once; the smallest request reserves some "
             f"{REQUEST_TOKENS_MIN}: nothing is ever admitted; raise tokens_per_minute or its burst"
         )
-    if limit.per_minute < 1:
+    if limit.algorithm == "bucket" and limit.per_minute < 1:
         return f"no {limit.dimension} flow back: once {limit.capacity} are used, none is admitted"
     return ""

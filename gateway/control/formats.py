@@ -81,9 +81,19 @@ def has_already(form: Form, status: int, body: bytes) -> bool:
     """
     if form.format == "lago":
         return status == 422 and b"value_already_exist" in body  # noqa: PLR2004
-    if form.format == "stripe":
-        return status == 400 and b"already exists with identifier" in body  # noqa: PLR2004
+    if form.format == "stripe":  # by its words today, by the code that its API names
+        told = b"already exists with identifier" in body or b"duplicate_meter_event" in body
+        return status == 400 and told  # noqa: PLR2004
     return False
+
+
+def is_busy(form: Form, status: int) -> bool:
+    """Whether an answer speaks of the moment, where another receiver would speak of the event: Stripe
+    takes one call at a time for a customer and meter, and answers 409 to the second.
+
+    https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api
+    """
+    return form.format == "stripe" and status == 409  # noqa: PLR2004
 
 
 def signature(secret: str, message_id: str, timestamp_s: int, body: bytes) -> list[tuple[str, str]]:
@@ -135,7 +145,8 @@ def _cloudevent(form: Form, event: Event) -> dict[str, Any]:
 
 
 def _lago(form: Form, events: Sequence[Event]) -> tuple[str, bytes]:
-    """The body of ``POST /api/v1/events/batch``; Lago knows a ``transaction_id`` again.
+    """The body of ``POST /api/v1/events/batch``: Lago knows a ``transaction_id`` again, and takes
+    a batch whole or, with 422, not at all. ``timestamp`` may be a decimal text.
 
     https://getlago.com/docs/api-reference/events/batch
     """
@@ -155,7 +166,7 @@ def _lago(form: Form, events: Sequence[Event]) -> tuple[str, bytes]:
 
 def _stripe(form: Form, event: Event) -> tuple[str, bytes]:
     """The form of ``POST /v1/billing/meter_events``, one event a request; Stripe knows an
-    ``identifier`` again for at least a day, and takes events of the last 35 days.
+    ``identifier`` again for at least a day, takes events of the last 35 days, and whole numbers only.
 
     https://docs.stripe.com/api/billing/meter-event/create
     """

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.control.bodies import json_answer, moment_ms, read_body, typed
+from gateway.control.bodies import end_ms, json_answer, read_body, typed
 from gateway.control.payments import NotAnEvent, NotSigned, Payment, check_signature, payment_of
 from gateway.control.purses import Move
 from gateway.control.throughput import ThroughputTerms, shown_terms
@@ -133,7 +133,7 @@ class Money:
 
         async def give(connection: Any, tenant_id: int, at_ms: int) -> dict[str, Any]:
             held = (await credit.balances(connection, [tenant_id], at_ms))[tenant_id]
-            expires_ms = 0 if body.expires is None else moment_ms(body.expires, "expires")
+            expires_ms = 0 if body.expires is None else end_ms(body.expires, "expires")
             if expires_ms and expires_ms <= at_ms:
                 raise HTTPException(400, "expires: expected a moment that is still to come")
             done = await credit.add_credit(
@@ -383,7 +383,8 @@ def now_ms() -> int:
 
 async def _moved(connection: Any, tenant_id: int, at_ms: int) -> list[Move]:
     """What has moved a tenant's balance from that moment on. What is told twice moves it once."""
-    return [Move(*each) for each in await credit.recent_moves(connection, at_ms - 1, [tenant_id])]
+    found = await credit.recent_moves(connection, at_ms - 1, at_ms, [tenant_id])
+    return [Move(*each) for each in found]
 
 
 def _month(request: Request, at_ms: int) -> int:

@@ -19,13 +19,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.link.messages import Credited
 from gateway.link.server import LinkServer
 from gateway.snapshot import Snapshot
-from gateway.store.credit import balances, expire_grants, recent_moves
+from gateway.store.credit import balances, ended_grants, expire_grants, recent_moves
 from gateway.store.database import Database
 from gateway.store.hours import book_hours
 from quotas.errors import StoreUnavailable
 from quotas.limits import Charge, Limit
 from quotas.ports import QuotaStore
 
+END_EVERY_S = 2.0
 EXPIRE_EVERY_S = 60.0
 COMPARE_EVERY_S = 3_600.0
 #: A balance that moves while it is compared is compared again, this often.
@@ -79,6 +80,7 @@ class Purses:
         self.corrected = 0
         #: Some process, or the store, may not know of every credit.
         self.behind = True
+        self._ended_ms = 0  # grants that ended up to then are handed over
 
     async def credited(self, moves: Sequence[Move]) -> None:
         """Hand each on; what cannot be handed on now is as soon as the store answers."""
@@ -93,27 +95,39 @@ class Purses:
 
         Raises ``StoreUnavailable``, and what the database raises when it is away.
         """
-        since_ms = time.time_ns() // 1_000_000 - RECENT_MS
+        now_ms = time.time_ns() // 1_000_000
         self.behind = False
         try:
             async with self._db.read() as connection:
-                found = await recent_moves(connection, since_ms)
+                found = await recent_moves(connection, now_ms - RECENT_MS, now_ms)
             await self._hand_over([Move(*each) for each in found])
         except BaseException:
             self.behind = True
             raise
+        self._ended_ms = now_ms
+
+    async def end_grants(self) -> None:
+        """Hand on what ended since the last look. Raises as ``catch_up`` does."""
+        now_ms = time.time_ns() // 1_000_000
+        async with self._db.read() as connection:
+            found = await ended_grants(connection, self._ended_ms, now_ms)
+        await self._hand_over([Move(*each) for each in found])
+        self._ended_ms = max(now_ms, self._ended_ms)
 
     async def run(self) -> None:
-        """Hand credits on where that failed; end grants and book engines' hours every minute; compare
-        balances now and every hour.
+        """Hand credits on where that failed, and that one ended; book the end of grants and engines'
+        hours every minute; compare balances now and every hour.
         """
-        expire_at_s = compare_at_s = time.monotonic()
+        end_at_s = expire_at_s = compare_at_s = time.monotonic()
         said = ""
         while True:
             now_s = time.monotonic()
             try:
                 if self.behind:
                     await self.catch_up()
+                if now_s >= end_at_s:
+                    await self.end_grants()
+                    end_at_s = now_s + END_EVERY_S
                 if now_s >= expire_at_s:
                     async with self._db.begin() as connection:
                         now_ms = time.time_ns() // 1_000_000
@@ -180,7 +194,7 @@ class Purses:
             now_ms = time.time_ns() // 1_000_000
             async with self._db.read() as connection:
                 held = await balances(connection, [tenant_id], now_ms)
-                moves = await recent_moves(connection, now_ms - RECENT_MS, [tenant_id])
+                moves = await recent_moves(connection, now_ms - RECENT_MS, now_ms, [tenant_id])
             # A credit that is on its way moves the level now, or it would be given twice.
             await self._hand_over([Move(*each) for each in moves])
             level = held[tenant_id].available_nano // NANO_PER_MICRO

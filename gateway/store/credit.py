@@ -251,7 +251,7 @@ async def levels_micro(
     await lock_books(connection)
     found = await balances(connection, tenant_ids, now_ms)
     ids: dict[int, list[str]] = {}
-    for move_of in await _moves(connection, now_ms - ADJUSTED_MS, tenant_ids):
+    for move_of in await _moves(connection, now_ms - ADJUSTED_MS, now_ms, tenant_ids):
         ids.setdefault(move_of[0], []).append(move_of[1])
     return {
         tenant_id: (
@@ -263,14 +263,17 @@ async def levels_micro(
 
 
 async def recent_moves(
-    connection: AsyncConnection, since_ms: int, tenant_ids: Collection[int] | None = None
+    connection: AsyncConnection,
+    since_ms: int,
+    now_ms: int,
+    tenant_ids: Collection[int] | None = None,
 ) -> list[tuple[int, str, int, str]]:
     """(tenant id, adjustment id, nano-units, currency) of what moved balances since a moment beside use:
-    credits, reversals of paid ones, corrections, true-ups and reserved hours; of these tenants, or of
-    all. What a promotion's reversal took was what was left of it then, and is not known any more: the
-    next comparison finds that.
+    credits and their end, reversals of paid ones, corrections, true-ups and reserved hours; of these
+    tenants, or of all. What a promotion's reversal took was what was left of it then, and is not known
+    any more: the next comparison finds that.
     """
-    found = await _moves(connection, since_ms, tenant_ids)
+    found = await _moves(connection, since_ms, now_ms, tenant_ids)
     return [
         (owner, entry_key, nano, currency)
         for owner, entry_key, nano, currency in found
@@ -278,8 +281,31 @@ async def recent_moves(
     ]
 
 
+async def ended_grants(
+    connection: AsyncConnection,
+    since_ms: int,
+    now_ms: int,
+    tenant_ids: Collection[int] | None = None,
+) -> list[tuple[int, str, int, str]]:
+    """The same of grants whose time ended in (since, now]: what is left of each cannot be spent. A late
+    record of its day still may, and then the store has that much too little until it is compared.
+    """
+    query = select(grants).where(
+        grants.c.expires_ms > since_ms, grants.c.expires_ms <= now_ms, grants.c.reversed_ms == 0
+    )
+    if tenant_ids is not None:
+        query = query.where(grants.c.tenant_id.in_(sorted(tenant_ids)))
+    rows = (await connection.execute(query.order_by(grants.c.id))).mappings()
+    return [
+        (row["tenant_id"], f"ended:{row['id']}", -row["left_nano"], row["currency"]) for row in rows
+    ]
+
+
 async def _moves(
-    connection: AsyncConnection, since_ms: int, tenant_ids: Collection[int] | None
+    connection: AsyncConnection,
+    since_ms: int,
+    now_ms: int,
+    tenant_ids: Collection[int] | None,
 ) -> list[tuple[int, str, int | None, str]]:
     query = select(grants).where(
         (grants.c.given_ms > since_ms) | (grants.c.reversed_ms > since_ms),
@@ -309,7 +335,8 @@ async def _moves(
             taken = -nano if row["kind"] == "paid" else None
             moves.append((owner, f"topup_reversal:{owner}:{row['reference']}", taken, currency))
     rows = await connection.execute(charged)
-    return moves + [(row[0], row[1], int(row[2]), row[3]) for row in rows]
+    moves += [(row[0], row[1], int(row[2]), row[3]) for row in rows]
+    return [*moves, *await ended_grants(connection, since_ms, now_ms, tenant_ids)]
 
 
 async def list_credits(connection: AsyncConnection, tenant_id: int) -> list[dict[str, Any]]:

@@ -27,6 +27,8 @@ EXAMPLES = {
     "Service tiers": "tiered",
 }
 PROMPT = " ".join(["token"] * 1_000)
+#: Of a price or contract, from its moment on, until no request is admitted under the one before.
+TAKES_EFFECT_S = 1.0
 LINE = re.compile(r"(\w+) +(?:(\d+) +)?(-?[\d.]+)")
 
 
@@ -102,7 +104,7 @@ def books(tmp_path_factory):
     shared, _ = blocks("Publishers")
     contracts = {tenant: blocks(heading)[0] for heading, tenant in EXAMPLES.items()}
     contracts["shared"] = {"contract": {"kind": "payg"}}
-    contracts["told"] = {}
+    contracts["told"] = contracts["later"] = {}
     upstream = {"upstream": "demo-model", "pool": "pool"}
     document = {
         "pools": [{"name": "pool", "endpoints": [{"url": engine.url}]}],
@@ -215,11 +217,28 @@ def test_a_price_that_was_dated_in_advance_begins_by_itself(books):
 
     told = []
     while time.time() < begins_s + 10 and told[-1:] != ["0.01"]:
+        asked_s = time.time()
         told.append(cost())
-        told_s = time.time()
     assert told[-1] == "0.01"
     assert set(told[:-1]) == {"0.005"}
-    assert begins_s <= told_s
+    assert begins_s <= time.time()
+    assert asked_s < begins_s + TAKES_EFFECT_S
+
+
+def test_a_contract_that_was_dated_in_advance_begins_by_itself(books):
+    begins_s = time.time() + 1.5
+    moment = datetime.fromtimestamp(begins_s, UTC).isoformat()
+    books.gateway.apply(
+        {"tenants": [{"name": "later", "contract": {"kind": "prepaid", "from": moment}}]}
+    )
+    statuses = []
+    while time.time() < begins_s + 10 and statuses[-1:] != [429]:
+        asked_s = time.time()
+        statuses.append(books.ask("later", tokens=1).status_code)
+    assert statuses[-1] == 429, "nothing was paid in"
+    assert set(statuses[:-1]) == {200}
+    assert begins_s <= time.time()
+    assert asked_s < begins_s + TAKES_EFFECT_S
 
 
 def test_the_pages_publisher_example_is_what_is_earned(books):

@@ -2,10 +2,14 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -82,6 +86,47 @@ def test_a_request_is_told_once_though_control_is_killed_before_it_knows(tmp_pat
         wait_until(lambda: len(receiver.kept) == 3, 10.0)
 
     assert [event["id"] for event in receiver.events] == ids
+
+
+@contextlib.contextmanager
+def engine_process(port=0):
+    """(process, its port) of a demo engine that can be killed."""
+    command = [sys.executable, "-m", "gateway.demo", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            url = json.loads(process.stdout.readline())["url"]
+            yield process, urlsplit(url).port
+        finally:
+            process.kill()
+
+
+def test_an_engine_that_is_killed_is_told_as_down_once_and_as_up_when_it_is_back(tmp_path):
+    (tmp_path / "secret").write_text(SECRET + "\n")
+    with outside() as receiver, running(tmp_path / "data", store="memory") as gateway:
+        with engine_process() as (process, port):
+            url = f"http://127.0.0.1:{port}"
+            webhook = {
+                "name": "pager", "url": receiver.url, "secret_file": str(tmp_path / "secret"),
+                "events": ["endpoint.down", "endpoint.up"],
+            }  # fmt: skip
+            secret = gateway.apply(document(url) | {"webhooks": [webhook]})["keys"][0]["secret"]
+            chat(gateway, secret)
+            wait_until(lambda: gateway.ask("GET", "/admin/v1/sinks/pager")["state"] == "idle", 10.0)
+            time.sleep(1.5)  # a look at a healthy endpoint
+            assert not receiver.kept
+            process.kill()
+            wait_until(lambda: receiver.kept, 20.0)
+        with engine_process(port):
+            wait_until(lambda: len(receiver.kept) == 2, 20.0)
+            chat(gateway, secret)
+
+    down, up = receiver.requests
+    assert [each.json["type"] for each in (down, up)] == ["endpoint.down", "endpoint.up"]
+    assert {each.json["data"]["endpoint"] for each in (down, up)} == {url}
+    assert down.json["data"]["pool"] == "pool"
+    ids = [each.headers["webhook-id"] for each in (down, up)]
+    assert ids == ["endpoint_down:1:1", "endpoint_up:1:1"]
+    assert all(verify(SECRET, each.headers, each.body) for each in (down, up))
 
 
 def test_a_balance_that_falls_is_told_once_and_signed(tmp_path, engines):

@@ -14,8 +14,10 @@ PRICE = Price(id=1, version=1, currency="USD", nano={"input": 1})
 
 
 def limit(dimension: str, capacity: int, per_minute: int) -> Limit:
-    algorithm = "concurrency" if dimension == "concurrency" else "bucket"
-    return Limit("t1", "tenant acme", dimension, algorithm, capacity, per_minute, 1)
+    kinds = {"concurrency": "concurrency", "balance": "money", "quota": "tokens"}
+    algorithm = dimension if dimension in kinds else "bucket"
+    counted = kinds.get(dimension, dimension)
+    return Limit("t1", "tenant acme", counted, algorithm, capacity, per_minute, 1)
 
 
 def snapshot(*limits: Limit, price: Price | None = PRICE, pool_id: int = 1) -> Snapshot:
@@ -92,6 +94,9 @@ def test_store_and_files_are_judged() -> None:
         ("requests", 5, 0, True),
         ("tokens", 11, 11, True),
         ("tokens", 12, 1, False),
+        ("balance", 0, 0, False),
+        ("quota", 1_000, 0, False),
+        ("quota", 0, 0, True),
     ],
 )
 def test_limits_that_can_never_admit(

@@ -13,6 +13,7 @@ from gateway.control.formats import (
     Form,
     NotSendable,
     has_already,
+    is_busy,
     is_told,
     message,
     signature,
@@ -61,7 +62,8 @@ def test_lago_gets_a_batch_of_events_with_the_exact_amount():
         "properties": {"prompt_tokens": 10, "total_tokens": 13, "requests": 1, "charged": "0.0025"},
     }
     assert second["external_subscription_id"] == "zen"
-    assert has_already(form, 422, b'{"error_details": {"transaction_id": ["value_already_exist"]}}')
+    alone = b'{"error_details": {"0": {"transaction_id": ["value_already_exist"]}}}'
+    assert has_already(form, 422, alone)
     assert not has_already(form, 422, b'{"error_details": {"code": ["value_is_mandatory"]}}')
 
 
@@ -80,6 +82,14 @@ def test_stripe_gets_a_meter_event_of_a_known_customer():
     with pytest.raises(NotSendable, match="tenant zen has no customer"):
         message(form, [usage(tenant="zen")])
     assert has_already(form, 400, b"An event already exists with identifier r1.")
+    assert has_already(form, 400, b'{"error": {"code": "duplicate_meter_event", "message": "x"}}')
+    assert not has_already(form, 400, b'{"error": {"message": "No such customer: cus_1"}}')
+
+
+def test_stripes_409_is_of_the_moment_and_every_other_receivers_of_the_event():
+    assert is_busy(Form(format="stripe"), 409)
+    assert not is_busy(Form(format="stripe"), 400)
+    assert not is_busy(Form(format="lago"), 409)
 
 
 def test_stripe_hears_of_corrections_only_where_it_adds_up_money():

@@ -136,6 +136,36 @@ async def test_a_correction_that_was_never_handed_over_is_and_once(
     assert await made.level() == level, "a count from SQL includes them"
 
 
+async def test_a_grant_whose_time_is_over_cannot_be_spent_from_the_store(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [NOW_MS + 5_000]
+    monkeypatch.setattr("gateway.control.purses.time.time_ns", lambda: clock[0] * 10**6)
+    made = await bench(db)
+    short = msgspec.structs.replace(
+        _credit("promotional", 2 * COST), reference="short", expires_ms=NOW_MS + 9_000
+    )
+    async with db.begin() as connection:
+        await add_credit(connection, short, NOW_MS + 9)
+    await made.purses.catch_up()
+    await made.purses.end_grants()
+    assert await made.level() == 5 * MICRO
+
+    clock[0] = NOW_MS + 9_000
+    for _ in range(2):
+        await made.purses.end_grants()
+    await made.purses.catch_up()
+    assert await made.level() == 3 * MICRO
+    async with db.read() as connection:
+        level, counted = (await levels_micro(connection, [1], clock[0]))[1]
+    assert level == 3 * MICRO
+    epoch = await made.store.epoch("t1")
+    assert await made.store.seed("t1", epoch, (Seed(made.limit, level),), counted)
+    await made.purses.catch_up()
+    assert await made.level() == level, "a count from SQL includes it"
+    assert await made.purses.compare() == {1: 0}
+
+
 async def test_credits_that_were_never_handed_over_are_and_once(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
