@@ -134,6 +134,7 @@ class Core:
             ship=self._ship,
             endpoint_name=context.endpoint_name,
             unix_ms=unix_ms,
+            host=DataFolder(settings.data_dir).host_id(),
             others=settings.hosts > 1,
             kept_days=settings.reconciliations_kept_days,
         )

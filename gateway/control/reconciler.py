@@ -2,7 +2,8 @@
 
 It is told each scrape and each probe, keeps in mind when an engine last stood still, and judges from
 one such moment to the next, over restarts of the engine and of this process. Open requests of this
-host are read from its boards before the ledger is, so that none is missed between them. A difference
+host are read from its boards before the ledger is, so that none is missed between them; other hosts are asked
+for theirs, and tell them when they have shipped what had ended. A difference
 is judged again for a day: a host that ships late closes it. Not here: the arithmetic
 (``gateway.metering.reconcile``), SQL (``gateway.store.reconciliations``).
 """
@@ -30,6 +31,7 @@ from gateway.metering.reconcile import (
     total,
 )
 from gateway.metering.slots import SlotImage
+from gateway.store import open_requests
 from gateway.store import reconciliations as kept
 from gateway.store.database import Database
 from gateway.telemetry.counters import labels_of
@@ -50,6 +52,8 @@ JUDGED_AGAIN_MS = DAY_MS
 KEPT_DAYS = 90
 #: From the end of a request to the ledger, on any host that is well.
 OTHERS_SHIP_S = 2.0
+#: Other hosts are given this long more to tell what they have open.
+OTHERS_TELL_S = 5.0
 _log = logging.getLogger("gateway.control.reconciler")
 
 
@@ -94,6 +98,7 @@ class Reconciler:
         ship: Callable[[], Awaitable[None]],
         endpoint_name: Callable[[int], str],
         unix_ms: Callable[[], int],
+        host: str = "",
         others: bool = False,
         kept_days: int = KEPT_DAYS,
     ) -> None:
@@ -102,8 +107,10 @@ class Reconciler:
         self._ship = ship
         self._endpoint_name = endpoint_name
         self._unix_ms = unix_ms
+        self._host = host
         self._others = others
         self.others_ship_s = OTHERS_SHIP_S
+        self.others_tell_s = OTHERS_TELL_S
         self._kept_ms = kept_days * DAY_MS
         self._watched: dict[str, _Watched] = {}
         self._turn = asyncio.Lock()
@@ -148,18 +155,34 @@ class Reconciler:
     # -- when --------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Begin what is new, reconcile every hour; cancel to stop. Failures are tried again."""
+        """Begin what is new, reconcile every hour, tell other hosts what is open here; cancel to stop.
+        Failures are tried again.
+        """
+        tasks = [self._every_tick(self._hourly())]
+        if self._others or not self._db.is_sqlite:  # a database that hosts may share
+            tasks.append(self._every_tick(self._tell))
+        await asyncio.gather(*tasks)
+
+    def _hourly(self) -> Callable[[], Awaitable[None]]:
         loop = asyncio.get_running_loop()
         due_s = loop.time() + EVERY_S
+
+        async def turn() -> None:
+            nonlocal due_s
+            await self._begin()
+            if loop.time() >= due_s:
+                due_s = loop.time() + EVERY_S
+                await self.reconcile(patience_s=0)
+                await kept.prune(self._db, self._unix_ms() - self._kept_ms)
+
+        return turn
+
+    async def _every_tick(self, turn: Callable[[], Awaitable[None]]) -> None:
         said = ""
         while True:
             await asyncio.sleep(TICK_S)
             try:
-                await self._begin()
-                if loop.time() >= due_s:
-                    due_s = loop.time() + EVERY_S
-                    await self.reconcile(patience_s=0)
-                    await kept.prune(self._db, self._unix_ms() - self._kept_ms)
+                await turn()
                 said = ""
             except Exception as error:  # noqa: BLE001 -- the wall of a task: the database's driver
                 if said != type(error).__name__:  # once an outage
@@ -179,9 +202,8 @@ class Reconciler:
             for endpoint, watched in self._watched.items():
                 segments[endpoint] = await self._segments(endpoint, watched, patience_s)
             # Only now, when it is known up to when: what ended by then is in a ledger or a journal.
-            if self._others:
-                await asyncio.sleep(self.others_ship_s)
-            open_claims = await asyncio.to_thread(self._open_claims)
+            open_claims = await self._others_open()
+            open_claims += await asyncio.to_thread(self._open_claims)
             await self._ship()
             await self._judge_again(open_claims)
             pairs = [pair for each in segments.values() for pair in each]
@@ -209,6 +231,32 @@ class Reconciler:
             "tf_reconcile_room_tokens": room,
             "tf_reconcile_timestamp_seconds": to_s,
         }
+
+    # -- other hosts -------------------------------------------------------------------------
+
+    async def _tell(self) -> None:
+        """Live, and answer who asked: what is open here, when what had ended is shipped."""
+        question = await open_requests.note(self._db, self._host)
+        if question:
+            claims = await asyncio.to_thread(self._open_claims)
+            await self._ship()
+            await open_requests.tell(self._db, self._host, question, _json(claims))
+
+    async def _others_open(self) -> list[Claim]:
+        """What other hosts have open, when they have had the time to ship what has ended."""
+        asked = await open_requests.ask(self._db, self._host)
+        if self._others:
+            await asyncio.sleep(self.others_ship_s)
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + self.others_tell_s
+        told = await open_requests.told(self._db, asked) if asked else {}
+        while len(told) < len(asked) and loop.time() < until_s:
+            await asyncio.sleep(min(0.1, self.others_tell_s))
+            told = await open_requests.told(self._db, asked)
+        if len(told) < len(asked):
+            silent = ", ".join(sorted(asked.keys() - told.keys()))
+            _log.warning("hosts that did not say what they have open: %s", silent)
+        return [claim for text in told.values() for claim in _claims(text)]
 
     # -- from where to where -----------------------------------------------------------------
 
@@ -391,6 +439,10 @@ def _say(report: Report) -> None:
             report.difference_prompt,
             report.difference_generation,
         )
+
+
+def _claims(text: str) -> list[Claim]:
+    return msgspec.json.decode(text, type=list[Claim])
 
 
 def _json(value: object) -> str:

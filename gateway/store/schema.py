@@ -436,6 +436,16 @@ duties = Table(
     Column("owner", Text, nullable=False),
     Column("until_ms", BigInteger, nullable=False),
 )
+#: What each host has open at engines, when another one asks.
+open_requests = Table(
+    "open_requests",
+    metadata,
+    Column("host", Text, primary_key=True),
+    Column("seen_ms", BigInteger, nullable=False),
+    Column("asked", BigInteger, nullable=False, server_default="0"),
+    Column("told", BigInteger, nullable=False, server_default="0"),
+    Column("claims", Text, nullable=False, server_default="[]"),  # JSON, as last told
+)
 #: What webhooks are told. Append-only; an id is written once.
 alerts = _table(
     "alerts",

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,9 @@ import pytest
 from gateway.control import reconciler
 from gateway.control.capabilities import UsageFound
 from gateway.control.reconciler import Reconciler
-from gateway.store import reconciliations
+from gateway.metering.board import Slot
+from gateway.metering.incarnation import Incarnation
+from gateway.store import open_requests, reconciliations
 from gateway.store.database import Database, open_database
 from gateway.store.ledger import insert_records
 from quotas.record import AttemptEntry
@@ -25,7 +27,9 @@ START_MS = 1_000_000
 class Bench:
     """A reconciler whose clock stands where a test puts it."""
 
-    def __init__(self, db: Database, folder: Path, *, others: bool = False) -> None:
+    def __init__(
+        self, db: Database, folder: Path, *, others: bool = False, host: str = "one"
+    ) -> None:
         self.now_ms = START_MS
         self.db = db
         self.shipped = 0
@@ -36,8 +40,10 @@ class Bench:
             endpoint_name=lambda _: URL,
             unix_ms=lambda: self.now_ms,
             others=others,
+            host=host,
         )
         self.reconciler.others_ship_s = 0.05
+        self.reconciler.others_tell_s = 0.5
         self._numbers = itertools.count(1)
 
     async def ship(self) -> None:
@@ -182,6 +188,89 @@ async def test_what_runs_on_and_on_is_judged_with_room(bench: Bench) -> None:
     assert not report.exact
     assert report.difference_generation == 6  # nobody of ours can have made it
     assert report.explained_by[0].reason == "on its way at a scrape"
+
+
+@pytest.fixture
+def abroad(tmp_path: Path) -> Iterator[tuple[Incarnation, Slot]]:
+    """A data process of another host, with a slot in use."""
+    life = Incarnation.create(tmp_path / "abroad", 0, 16)
+    slot = life.board.claim()
+    assert slot is not None
+    yield life, slot
+    life.close()
+
+
+async def hosts_live(db: Database, count: int) -> None:
+    async with asyncio.timeout(20):
+        while len(await open_requests.ask(db, "nobody")) < count:
+            await asyncio.sleep(0.01)
+
+
+def sent(slot: Slot, now_ms: int) -> None:
+    slot.reserving(bytes(16), 1, 2, 3, 4, 5, 0, 1, 1, 10, 50, now_ms)
+    slot.reserved("e")
+    slot.dispatched(0, 1, now_ms)
+
+
+@pytest.mark.parametrize("says", [True, False])
+async def test_what_other_hosts_have_open_at_an_engine_that_never_rests_is_allowed_for(
+    bench: Bench,
+    tmp_path: Path,
+    abroad: tuple[Incarnation, Slot],
+    monkeypatch: pytest.MonkeyPatch,
+    says: bool,
+) -> None:
+    monkeypatch.setattr(reconciler, "TICK_S", 0.01)
+    other = Bench(bench.db, tmp_path / "abroad", others=True, host="another")
+    bench.look(0, 0, running=1)
+    await differences(bench)
+    bench.now_ms += 5_000
+    sent(abroad[1], bench.now_ms)
+    bench.now_ms += 1_000
+    bench.look(12, 40, running=1)  # its prompt, and what it made so far; it runs on
+
+    telling = asyncio.create_task(other.reconciler.run()) if says else None
+    if says:
+        await hosts_live(bench.db, 1)
+    [report] = await bench.reconciler.reconcile(patience_s=0)
+
+    assert not report.exact
+    if telling is None:
+        assert (report.difference_prompt, report.difference_generation) == (12, 40)
+        return
+    telling.cancel()
+    await asyncio.gather(telling, return_exceptions=True)
+    assert (report.difference_prompt, report.difference_generation) == (0, 0)
+    assert [(each.request_id, each.reason) for each in report.explained_by] == [
+        (bytes(16).hex(), "not ended yet")
+    ]
+    assert other.shipped, "what had ended there was shipped before"
+    assert report.generation.high == 50, "its cap: one token more would not be explained"
+
+
+async def test_a_host_that_lives_and_says_nothing_is_not_waited_for_long(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    await open_requests.note(bench.db, "deaf")
+    bench.rest(0, 0)
+    await differences(bench)
+    assert "did not say what they have open: deaf" in caplog.text
+
+
+async def test_two_hosts_that_ask_each_other_at_once_both_get_an_answer(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reconciler, "TICK_S", 0.01)
+    hosts = [Bench(bench.db, tmp_path / name, others=True, host=name) for name in ("a", "b")]
+    for each in hosts:
+        each.reconciler.others_tell_s = 20
+    running = [asyncio.create_task(each.reconciler.run()) for each in hosts]
+    await hosts_live(bench.db, 2)
+    await asyncio.gather(*(differences(each) for each in hosts))
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    assert "did not say" not in caplog.text
 
 
 async def test_a_probe_is_on_record_before_it_is_asked_and_has_its_cost_after(bench: Bench) -> None:
