@@ -83,6 +83,10 @@ PROVEN_ELSEWHERE = {
     "gateway.cli.credits": "gateway/cli/test_money.py",
     "gateway.cli.statements": "gateway/cli/test_money.py",
     "gateway.cli.export": "gateway/cli/test_money.py",
+    "gateway.cli.contracts": "gateway/cli/test_money.py",
+    "gateway.cli.margin": "gateway/cli/test_money.py",
+    "gateway.cli.publishers": "gateway/cli/test_money.py",
+    "gateway.cli.records": "gateway/cli/test_money.py flows/test_billing.py",
     "gateway.cli.settings_options": "gateway/cli/test_main.py",
     "gateway.cli.usage": "gateway/cli/test_offline.py",
     # one test over several files that make one thing

@@ -33,6 +33,11 @@ COMMANDS = {
         "Compare engines' own token counters with the records.",
     ),
     "credits": ("gateway.cli.credits:credits", "Give a tenant credit, take it back, show it."),
+    "contracts": ("gateway.cli.contracts:contracts", "Show what tenants agreed to."),
+    "records": (
+        "gateway.cli.records:records",
+        "Undo what a request was charged, or charge it anew.",
+    ),
     "throughput": (
         "gateway.cli.throughput:throughput",
         "Reserve tokens a minute for a tenant, see what stands idle.",
@@ -40,6 +45,11 @@ COMMANDS = {
     "statements": (
         "gateway.cli.statements:statements",
         "Close months, show statements, export them signed.",
+    ),
+    "publishers": ("gateway.cli.publishers:publishers", "Book what publishers were paid."),
+    "margin": (
+        "gateway.cli.margin:margin",
+        "Sales, publishers' parts and engines' costs, by model.",
     ),
     "export": (
         "gateway.cli.export:export",

@@ -13,7 +13,7 @@ from gateway.cli.settings_options import SettingsCommand
 from gateway.settings import Loaded
 from quotas.money import format_amount
 
-COLUMNS = ("number", "kind", "party_id", "month", "currency")
+COLUMNS = ("number", "kind", "party", "month", "currency")
 LINES = ("model", "price_version", "meter", "units", "amount")
 
 
@@ -45,15 +45,22 @@ def close(loaded: Loaded, *, party: str, month: str, publisher: bool, as_json: b
 
 @statements.command(cls=SettingsCommand, help="Every statement; or one, line by line.")
 @click.argument("number", required=False, type=int)
-@click.option("--preview", metavar="TENANT", help="This tenant's open month so far, unclosed.")
+@click.option("--preview", metavar="PARTY", help="This party's open month so far, unclosed.")
+@click.option("--publisher", is_flag=True, help="PARTY is a publisher; default: a tenant.")
 @click.option("--month", metavar="MONTH", help="Of the preview; default: this one.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line.")
 @click.pass_obj
 def show(
-    loaded: Loaded, *, number: int | None, preview: str | None, month: str | None, as_json: bool
+    loaded: Loaded,
+    *,
+    number: int | None,
+    preview: str | None,
+    publisher: bool,
+    month: str | None,
+    as_json: bool,
 ) -> None:
     if number is None and preview is None:
-        rows = _ask(loaded, "GET", "/admin/v1/statements")["data"]
+        rows = ask(loaded, _every)
         if as_json:
             print_json(rows)
         else:
@@ -62,7 +69,8 @@ def show(
             )
         return
     if preview is not None:
-        params = {"party": preview} | ({"month": month} if month else {})
+        kind = "publisher" if publisher else "tenant"
+        params = {"party": preview, "kind": kind} | ({"month": month} if month else {})
         found = _ask(loaded, "GET", "/admin/v1/statements/preview", params=params)["data"]
     else:
         found = [_ask(loaded, "GET", f"/admin/v1/statements/{number}")["statement"]]
@@ -123,6 +131,17 @@ def verify(*, file: str, key: str | None, as_json: bool) -> None:
     click.echo(f"signed by {fingerprint} ({trusted})")
 
 
+async def _every(admin: Admin) -> list[Any]:
+    """Every statement, page by page."""
+    rows: list[Any] = []
+    cursor: str | None = "0"
+    while cursor is not None:
+        page = await admin.ask("GET", "/admin/v1/statements", params={"cursor": cursor})
+        rows += page["data"]
+        cursor = page["next"]
+    return rows
+
+
 async def _focus(admin: Admin, number: int, form: str) -> bytes:
     path = f"/admin/v1/statements/{number}"
     return (await admin.raw(path, {"format": f"focus-{form}"}))[0]
@@ -151,5 +170,4 @@ def _show(statement: Any) -> None:
 
 
 def _amount(nano: int) -> str:
-
     return format_amount(nano)

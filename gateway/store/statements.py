@@ -8,7 +8,7 @@ What comes later is booked in the next month. Not here: what a statement is (``q
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import case, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.accounts import Conflict, NotFound
@@ -139,10 +139,14 @@ async def one(connection: AsyncConnection, number: int) -> dict[str, Any]:
 async def listed(
     connection: AsyncConnection, *, after: int = 0, limit: int = PAGE
 ) -> list[dict[str, Any]]:
-    """Statements without their documents, by number."""
+    """Statements without their documents, by number, with today's names of whose they are."""
     names = ("number", "kind", "party_id", "month", "currency", "closed_ms")
+    of_tenant = statements.c.kind == "tenant"
+    party = case((of_tenant, tenants.c.name), else_=publishers.c.name)
     rows = await connection.execute(
-        select(*(statements.c[name] for name in names))
+        select(*(statements.c[name] for name in names), party.label("party"))
+        .outerjoin(tenants, statements.c.party_id == tenants.c.id)
+        .outerjoin(publishers, statements.c.party_id == publishers.c.id)
         .where(statements.c.number > after)
         .order_by(statements.c.number)
         .limit(limit)

@@ -103,7 +103,7 @@ def books(tmp_path_factory):
     price = {"input": "1", "output": "4"}
     shared, _ = blocks("Publishers")
     contracts = {tenant: blocks(heading)[0] for heading, tenant in EXAMPLES.items()}
-    contracts["shared"] = {"contract": {"kind": "payg"}}
+    contracts["shared"] = contracts["corrected"] = {"contract": {"kind": "payg"}}
     contracts["told"] = contracts["later"] = {}
     upstream = {"upstream": "demo-model", "pool": "pool"}
     document = {
@@ -246,6 +246,26 @@ def test_the_pages_publisher_example_is_what_is_earned(books):
     books.statement("shared", 2)
 
     assert books.statement("labs", 2, "publisher") == blocks("Publishers")[1]
+    cli = books.gateway.cli
+    preview = cli("statements", "show", "--preview", "labs", "--publisher")
+    assert "publisher_payable -0.007" in preview
+    paid = cli("publishers", "pay", "labs", "0.005", "--reference", "wire-1")
+    assert paid == "payable 0.002 after 0.005 paid\n"
+    assert "llama-labs" in cli("margin")
+
+
+def test_what_a_request_was_charged_is_charged_anew_and_then_not_at_all(books):
+    request_id = books.ask("corrected", "llama").headers["x-request-id"]
+    assert books.statement("corrected", 1)["charged"] == (None, "0.005")
+    records = ("records", "reprice", request_id, "1")
+
+    again = books.gateway.cli(*records)
+    undone = books.gateway.cli("records", "reverse", request_id)
+
+    assert again == f"charged 0.005 in place of use:{request_id}\n"
+    assert undone == f"reversal:{request_id}:2 takes back reprice:{request_id}:1\n"
+    assert books.statement("corrected", 1)["charged"] == (None, "0.00")
+    books.gateway.cli("records", "reverse", request_id, code=1)
 
 
 def test_a_model_without_a_price_is_refused_to_those_who_pay_and_free_to_others(books):

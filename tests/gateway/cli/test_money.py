@@ -73,6 +73,24 @@ def test_what_is_booked_is_exported_and_gone_on_with(
     assert "no tenant nobody" in prepaid("export", "--tenant", "nobody", code=1)
 
 
+def test_the_end_of_a_credit_is_that_days_end(prepaid: Cli) -> None:
+    prepaid("credits", "add", "acme", "5", "--reference", "gift", "--expires", "2097-01-31")
+    assert "2097-02-01T00:00:00Z" in prepaid("credits", "show", "acme")
+
+
+def test_contracts_margins_payouts_and_corrections_are_asked_for_by_name(prepaid: Cli) -> None:
+    assert "prepaid" in prepaid("contracts", "show", "acme")
+    assert "no tenant nobody" in prepaid("contracts", "show", "nobody", code=1)
+    assert "nothing was sold in 2020-01" in prepaid("margin", "--month", "2020-01")
+    pay = ("publishers", "pay", "nobody", "5", "--reference", "w")
+    assert "no publisher nobody" in prepaid(*pay, code=1)
+    assert "no record r1" in prepaid("records", "reverse", "r1", code=1)
+    assert "no record r1" in prepaid("records", "reprice", "r1", "2", code=1)
+    assert "no publisher nobody" in prepaid(
+        "statements", "show", "--preview", "nobody", "--publisher", code=1
+    )
+
+
 def test_a_genuine_file_is_told_from_a_changed_one(cli: Cli, tmp_path: Path) -> None:
     signer = Signer("11" * 32)
     document = canonical(statement())
