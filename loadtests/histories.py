@@ -35,6 +35,8 @@ PLACES = 6
 #: (capacity, per_minute) of the limits, as configuration changes them: fast, slow, and still ones.
 FIGURES = [(100, 60), (100, 6_000_000), (250, 90_000), (60, 7), (1000, 60_000_000), (50, 0)]
 SEEDED = 100_000
+#: Longer than all jumps of the clock together: to lapse is not the scripts' own time to tell.
+TTL_S = 10_000_000
 
 _tags = itertools.count()
 
@@ -208,7 +210,7 @@ class History(RuleBasedStateMachine):
             self.turns[place] += 1
         name = self.name_at(place)
         charges = self.charges(figures, amounts, shadow=shadow)
-        verdict = self.both(lambda store: store.reserve(self.tag, name, charges, 3600))
+        verdict = self.both(lambda store: store.reserve(self.tag, name, charges, TTL_S))
         if verdict != "refused" and verdict.admitted and name not in self.lives:
             self.lives[name] = "held"
             self.held[name] = (charges, periods(self.clock.now_ms), QUOTA in verdict.shadowed)
@@ -298,7 +300,7 @@ class History(RuleBasedStateMachine):
             if again:
                 for store in (self.redis, self.memory):
                     epoch = self.run(store.epoch(self.tag))
-                    assert self.run(store.rehold(self.tag, name, epoch, charges, 3600))
+                    assert self.run(store.rehold(self.tag, name, epoch, charges, TTL_S))
                 self.lives[name] = "held"
                 self.held[name] = (charges, charges[QUOTA].periods, False)
         self.seed_money()

@@ -13,6 +13,8 @@ Four algorithms keep a level:
 
 A level is known by scope, dimension and window: one scope may have tokens a minute, a day and a
 month at once. Changing any other field changes the limit, never its usage.
+
+What a request makes by the dozen refers to nothing that refers back: the collector need not look.
 """
 
 from collections.abc import Mapping
@@ -82,7 +84,7 @@ class Limit(msgspec.Struct, frozen=True, array_like=True):
     outage: Outage = "fail_closed"
 
 
-class Charge(msgspec.Struct, frozen=True, array_like=True):
+class Charge(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """``amount`` units of one limit: reserved before dispatch, or the true number at settle.
 
     ``periods``: this period of a quota's window and the next, in the tenant's time zone; the store
@@ -94,7 +96,7 @@ class Charge(msgspec.Struct, frozen=True, array_like=True):
     periods: Periods | None = None
 
 
-class Level(msgspec.Struct, frozen=True, array_like=True):
+class Level(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A limit's level right after the step: units left (negative = debt), and ms to full again.
 
     Left of a quota: capacity less used and held, and ms to the next period. Of a balance: what may
@@ -105,7 +107,7 @@ class Level(msgspec.Struct, frozen=True, array_like=True):
     reset_ms: int
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """Admitted, or refused by ``binding`` (an index into the charges, the longest wait).
 
     ``levels`` has one entry a charge, in order. ``retry_after_ms``: when a request of this size,

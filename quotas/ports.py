@@ -18,7 +18,7 @@ import msgspec
 from quotas.limits import Charge, Inspection, Limit, Verdict
 
 
-class Settlement(msgspec.Struct, frozen=True, array_like=True):
+class Settlement(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a request cost: ``charged`` to its limits (true amounts), ``billed`` apart from it.
 
     ``epoch`` is the verdict's. A store whose data is of another epoch never held the reservation,

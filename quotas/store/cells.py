@@ -4,7 +4,7 @@ Not here: which cells a request charges (``quotas.store.plans``), what is done w
 (``quotas.store.memory``), the arithmetic (``quotas.buckets``, ``quotas.tallies``).
 """
 
-from quotas.buckets import NEVER, TICKS, UNTOUCHED_MS, Bucket, fits, shown, wait_ms
+from quotas.buckets import NEVER, TICKS, UNTOUCHED_MS, fits, shown, wait_ms
 from quotas.limits import Algorithm, Charge, Gauge, Holder, Level, Limit
 from quotas.reservation import LEASE_MS
 from quotas.tallies import GUESS_MS, Look, Purse, Tally, period_now
@@ -14,18 +14,35 @@ OWNER = "this process"
 ALL = "all"
 
 
-class Rate(Bucket):
-    __slots__ = ("limit",)
+class Rate:
+    """A bucket as ``quotas.buckets.Bucket``, counted from above: ``missing`` ticks until it is full, at
+    ``at_ms``. Most lack little of much, and small integers are quick.
+    """
+
+    __slots__ = ("at_ms", "capacity", "full", "limit", "missing", "per_minute")
 
     def __init__(self, limit: Limit) -> None:
-        super().__init__(limit.capacity, limit.per_minute)
         self.limit = limit
+        self.capacity = limit.capacity
+        self.per_minute = limit.per_minute
+        self.full = limit.capacity * TICKS
+        self.missing = 0
+        self.at_ms = UNTOUCHED_MS
 
     def adopt(self, limit: Limit, now_ms: int) -> None:
-        """Go on under a limit's figures as they are now; the same figures move nothing."""
-        if limit.capacity != self.capacity or limit.per_minute != self.per_minute:
-            self.configure(limit.capacity, limit.per_minute, now_ms)
+        """Go on under a limit's figures as they are now; the same figures move nothing.
+
+        A change is not retroactive: what flowed in before did so at the old rate, usage is kept and a
+        surplus is cut. An untouched bucket stays so, and full.
+        """
         self.limit = limit
+        if limit.capacity == self.capacity and limit.per_minute == self.per_minute:
+            return
+        full = limit.capacity * TICKS
+        if self.at_ms != UNTOUCHED_MS:
+            self.missing = max(0, self.lacking(now_ms) + full - self.full)
+            self.at_ms = now_ms
+        self.capacity, self.per_minute, self.full = limit.capacity, limit.per_minute, full
 
     def touch(self, limit: Limit) -> None:
         """An untouched bucket is full under the limit's figures as they are now."""
@@ -35,30 +52,33 @@ class Rate(Bucket):
     def under(self, limit: Limit, now_ms: int) -> "Rate":
         """A copy, as it would go on under the limit."""
         copy = Rate(self.limit)
-        copy.level, copy.at_ms = self.level, self.at_ms
+        copy.capacity, copy.per_minute, copy.full = self.capacity, self.per_minute, self.full
+        copy.missing, copy.at_ms = self.missing, self.at_ms
         copy.adopt(limit, now_ms)
         return copy
 
     def look(self, charge: Charge, now_ms: int) -> Look:
         """What the charge would get; changes nothing but a clock that stepped back."""
         amount = charge.amount
-        level = self.at(now_ms)
+        level = self.full - self.lacking(now_ms)
         wait = wait_ms(level, amount, self.capacity, self.per_minute)
         seen = shown(level, self.capacity, self.per_minute)
         if fits(level, amount):
             return seen, 0, ""
         return seen, wait, "never" if amount > self.capacity else "rate"
 
-    def at(self, now_ms: int) -> int:
-        """The level in ticks by then; what flowed in is not written down."""
+    def lacking(self, now_ms: int) -> int:
+        """Ticks missing by then; what flowed in is not written down."""
         elapsed = now_ms - self.at_ms
         if elapsed < 0:
             self.at_ms = now_ms
-            return self.level
-        return min(self.level + elapsed * self.per_minute, self.full)
+            return self.missing
+        return max(0, self.missing - elapsed * self.per_minute)
 
-    def take(self, amount: int, now_ms: int) -> None:
-        self.level = self.advance(now_ms) - amount * TICKS
+    def add(self, units: int, now_ms: int) -> None:
+        """Give back ``units`` (take, when negative), at the figures the bucket has."""
+        self.missing = max(0, self.lacking(now_ms) - units * TICKS)
+        self.at_ms = now_ms
 
 
 class Slots:
@@ -131,7 +151,7 @@ def take(cell: Cell, charge: Charge, now_ms: int) -> str:
     amount = charge.amount
     if isinstance(cell, Rate):
         if amount:
-            cell.take(amount, now_ms)
+            cell.add(-amount, now_ms)
         return ALL
     if isinstance(cell, Quota):
         period_id, _ = period_now(charge.periods, now_ms)

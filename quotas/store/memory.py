@@ -28,14 +28,16 @@ from quotas.reservation import (
 from quotas.store import moves
 from quotas.store.cells import Balance, Cell, Quota, Rate, adopt, gauge, look, take
 from quotas.store.plain import settle_plain, take_plain
-from quotas.store.plans import Plan, Reservation, Tag
+from quotas.store.plans import Ended, Plan, Reservation, Tag
 from quotas.tallies import Look, period_now
 
 #: Ended reservations remembered, to answer a repeated reserve: the newest of all tags. An id comes
 #: again in this process within its own request or never; each takes some 1.3 kB.
 ENDED_KEPT = 4_096
-#: Held reservations are looked through for forgotten ones once every so many reserves.
-SWEEP_EVERY = 4_096
+#: Held reservations are looked through for forgotten ones so often.
+SWEEP_EVERY_MS = 60_000
+#: An enum's member is looked up by Python code.
+_HELD, _SETTLED = State.HELD, State.SETTLED
 
 
 def monotonic_ms() -> int:
@@ -53,9 +55,9 @@ class MemoryStore:
         self._epoch = secrets.token_hex(8)
         self._now_ms = now_ms
         self._tags: dict[str, Tag] = {}
-        self._ended: deque[tuple[Tag, str]] = deque()
+        self._ended: deque[tuple[dict[str, Ended], str]] = deque()
         self._claims: dict[tuple[str, str], tuple[str, int]] = {}  # name -> (request id, until)
-        self._until_sweep = SWEEP_EVERY
+        self._sweep_ms = 0
 
     # -- admission ---------------------------------------------------------------------------
 
@@ -63,11 +65,8 @@ class MemoryStore:
         self, tag: str, reservation_id: str, charges: Sequence[Charge], ttl_s: int
     ) -> Verdict:
         kept = self._tags.get(tag) or self._tag(tag)
-        known = kept.open.get(reservation_id) or kept.ended.get(reservation_id)
-        if known is not None:
-            if known.verdict is None:
-                raise ReservationRefused("the id was ended before it was reserved")
-            return known.verdict
+        if reservation_id in kept.open or reservation_id in kept.ended:
+            return _first_verdict(kept, reservation_id)
         plan = kept.known_plan(charges)
         now_ms = self._now_ms()
         if plan is not None and (levels := take_plain(plan, charges, now_ms)) is not None:
@@ -80,10 +79,9 @@ class MemoryStore:
             if not verdict.admitted:
                 return verdict
         kept.open[reservation_id] = Reservation(
-            State.HELD, verdict, plan, charges, taken, now_ms + ttl_s * 1000
+            _HELD, verdict, plan, charges, taken, now_ms + ttl_s * 1000
         )
-        self._until_sweep -= 1
-        if self._until_sweep <= 0:
+        if now_ms >= self._sweep_ms:
             self._sweep(now_ms)
         return verdict
 
@@ -110,42 +108,44 @@ class MemoryStore:
 
     def settle(self, settlement: Settlement, done: Callable[[], None] | None = None) -> None:
         kept = self._tags.get(settlement.tag) or self._tag(settlement.tag)
-        known = kept.open.get(settlement.reservation_id)
-        if known is not None:
-            self._settle(known, settlement.charged)
-            self._end(kept, settlement.reservation_id, known, State.SETTLED)
+        reservation_id, charged = settlement.reservation_id, settlement.charged
+        known = kept.open.pop(reservation_id, None)
+        if known is None:
+            self._settle_unknown(kept, settlement)
         else:
-            ended = kept.ended.get(settlement.reservation_id)
-            counted = ended is not None and ended.state is State.COUNTED
-            if counted or (ended is None and settlement.epoch != self._epoch):
-                self._charge_in_full(kept, settlement, counted=counted)
-                # Not in the ring of ended ids: it must outlive every retry, and is rare (recovery).
-                kept.ended[settlement.reservation_id] = Reservation(State.SETTLED)
+            plan, now_ms = known.plan, self._now_ms()
+            assert plan is not None
+            same = [charge.limit for charge in charged] == plan.limits
+            if same and plan.plain and known.state is _HELD:
+                settle_plain(plan, known.charges, charged, now_ms)
+            else:
+                actual = [charge.amount for charge in charged]
+                if not same:
+                    actual = true_amounts(plan.limits, known.amounts(), charged)
+                moves.move(known, actual, now_ms)
+            self._end(kept, reservation_id, _ended(known, _SETTLED))
         if done is not None:
             done()
 
-    def _settle(self, known: Reservation, charged: Sequence[Charge]) -> None:
-        plan, now_ms = known.plan, self._now_ms()
-        assert plan is not None
-        if [charge.limit for charge in charged] != plan.limits:
-            actual = true_amounts(plan.limits, known.amounts(), charged)
-        elif plan.plain and known.state is State.HELD:
-            settle_plain(plan, known.charges, charged, now_ms)
-            return
-        else:
-            actual = [charge.amount for charge in charged]
-        moves.move(known, actual, now_ms)
+    def _settle_unknown(self, kept: Tag, settlement: Settlement) -> None:
+        """Of another life or counted by SQL: charged, once; else it has ended."""
+        ended = kept.ended.get(settlement.reservation_id)
+        counted = isinstance(ended, Reservation) and ended.state is State.COUNTED
+        if counted or (ended is None and settlement.epoch != self._epoch):
+            self._charge_in_full(kept, settlement, counted=counted)
+            # Not in the ring of ended ids: it must outlive every retry, and is rare (recovery).
+            kept.ended[settlement.reservation_id] = Reservation(_SETTLED)
 
     def release(
         self, tag: str, reservation_id: str, done: Callable[[], None] | None = None
     ) -> None:
         kept = self._tag(tag)
-        known = kept.open.get(reservation_id)
+        known = kept.open.pop(reservation_id, None)
         if known is not None:
             moves.move(known, [0] * len(known.charges), self._now_ms())
-            self._end(kept, reservation_id, known, State.RELEASED)
+            self._end(kept, reservation_id, _ended(known, State.RELEASED))
         elif reservation_id not in kept.ended:
-            self._end(kept, reservation_id, Reservation(State.TOMBSTONE), State.TOMBSTONE)
+            self._end(kept, reservation_id, Reservation(State.TOMBSTONE))
         if done is not None:
             done()
 
@@ -173,6 +173,8 @@ class MemoryStore:
             known = kept.open.get(reservation_id) or kept.ended.get(reservation_id)
             if known is None:
                 kept.ended[reservation_id] = Reservation(State.COUNTED)
+            elif isinstance(known, Verdict):
+                continue  # it took no money that was not seeded
             elif known.state in (State.HELD, State.EXPIRED):
                 moves.forget_money(known, fresh)
             else:
@@ -334,21 +336,35 @@ class MemoryStore:
             elif isinstance(cell, Balance) and cell.seeded and not counted:
                 cell.level -= amount
 
-    def _end(self, kept: Tag, reservation_id: str, ended: Reservation, state: State) -> None:
+    def _end(self, kept: Tag, reservation_id: str, ended: Ended) -> None:
         """Remember an ended reservation among the newest; forget the oldest beyond the ring."""
-        ended.state = state
-        ended.plan, ended.charges, ended.taken = None, (), None
-        kept.open.pop(reservation_id, None)
         kept.ended[reservation_id] = ended
-        self._ended.append((kept, reservation_id))
-        if len(self._ended) > ENDED_KEPT:
-            old, old_id = self._ended.popleft()
-            old.ended.pop(old_id, None)
+        ring = self._ended
+        ring.append((kept.ended, reservation_id))
+        if len(ring) > ENDED_KEPT:
+            old, old_id = ring.popleft()
+            old.pop(old_id, None)
 
     def _sweep(self, now_ms: int) -> None:
         """Drop held reservations past their time: their holds go free, what quotas held is used."""
-        self._until_sweep = SWEEP_EVERY
+        self._sweep_ms = now_ms + SWEEP_EVERY_MS
         for kept in self._tags.values():
             late = [name for name, each in kept.open.items() if each.deadline_ms <= now_ms]
             for name in late:
                 moves.lapse(kept.open.pop(name), now_ms)
+
+
+def _first_verdict(kept: Tag, reservation_id: str) -> Verdict:
+    """What a repeated reserve is answered; raises ``ReservationRefused`` where it was never admitted."""
+    known = kept.open.get(reservation_id) or kept.ended[reservation_id]
+    verdict = known if isinstance(known, Verdict) else known.verdict
+    if verdict is None:
+        raise ReservationRefused("the id was ended before it was reserved")
+    return verdict
+
+
+def _ended(known: Reservation, state: State) -> Ended:
+    """What is left of a reservation: mostly its verdict alone."""
+    if known.early is None and known.verdict is not None:
+        return known.verdict
+    return Reservation(state, known.verdict, early=known.early)

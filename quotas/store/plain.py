@@ -13,6 +13,7 @@ from quotas.store.cells import Rate, Slots
 from quotas.store.plans import Plan
 
 _NONE = Level(0, 0)
+_ALMOST_ONE = TICKS - 1
 
 
 def take_plain(plan: Plan, charges: Sequence[Charge], now_ms: int) -> tuple[Level, ...] | None:
@@ -28,44 +29,52 @@ def take_plain(plan: Plan, charges: Sequence[Charge], now_ms: int) -> tuple[Leve
         if charge.limit is not rate.limit:
             refusing = rate
             break
-        level, full = rate.level, rate.full
-        elapsed = now_ms - rate.at_ms
-        if elapsed:
-            if elapsed < 0:
+        missing = rate.missing
+        if missing:
+            elapsed = now_ms - rate.at_ms
+            if elapsed > 0:
+                missing -= elapsed * rate.per_minute
+                if missing < 0:  # noqa: PLR1730  a call costs more
+                    missing = 0
+            elif elapsed:
                 rate.at_ms = now_ms
-            else:
-                level += elapsed * rate.per_minute
-                if level >= full:
-                    level = full
-                    if rate.at_ms < 0:
-                        untouched = [*(untouched or ()), rate]
+        elif rate.at_ms < 0:
+            untouched = [*(untouched or ()), rate]
         amount = charge.amount
-        if amount:
-            level -= amount * TICKS
-            if level < 0 or amount < 0:
+        if amount > 0:
+            missing += amount * TICKS
+            if missing > rate.full:
                 refusing = rate
                 break
-            rate.level = level
+            rate.missing = missing
             rate.at_ms = now_ms
-        if level < full and (per_minute := rate.per_minute):
-            levels[index] = Level(level // TICKS, (full - level + per_minute - 1) // per_minute)
+        elif amount:
+            refusing = rate
+            break
+        if missing:
+            per_minute = rate.per_minute
+            levels[index] = Level(
+                rate.capacity - (missing + _ALMOST_ONE) // TICKS,
+                (missing + per_minute - 1) // per_minute if per_minute else 0,
+            )
         else:
-            levels[index] = Level(level // TICKS, 0)
+            levels[index] = Level(rate.capacity, 0)
     else:
         for index, slots in plan.slots:
             charge = charges[index]
             limit, amount = charge.limit, charge.amount
-            left = limit.capacity - slots.held - amount
-            if limit is not slots.limit or (amount and (left < 0 or amount < 0)):
+            held = slots.held + amount
+            left = limit.capacity - held
+            if limit is not slots.limit or (left < 0 and amount) or amount < 0:
                 refusing = slots
                 break
-            slots.held += amount
+            slots.held = held
             levels[index] = Level(left, 0)
         else:
             return tuple(levels)
     _give_back(plan, charges, refusing)
     for rate in untouched or ():
-        rate.level, rate.at_ms = rate.full, UNTOUCHED_MS
+        rate.missing, rate.at_ms = 0, UNTOUCHED_MS
     return None
 
 
@@ -74,7 +83,7 @@ def _give_back(plan: Plan, charges: Sequence[Charge], refusing: Rate | Slots) ->
     for index, rate in plan.rates:
         if rate is refusing:
             return
-        rate.level += charges[index].amount * TICKS
+        rate.missing -= charges[index].amount * TICKS
     for index, slots in plan.slots:
         if slots is refusing:
             return
@@ -88,14 +97,14 @@ def settle_plain(
     for index, rate in plan.rates:
         held, used = reserved[index].amount, charged[index].amount
         if held != used:
-            level, full = rate.level, rate.full
+            missing = rate.missing
             elapsed = now_ms - rate.at_ms
             if elapsed > 0:
-                level += elapsed * rate.per_minute
-                if level > full:  # noqa: PLR1730  a call costs more
-                    level = full
-            level += (held - used) * TICKS
-            rate.level = level if level < full else full  # noqa: FURB136  a call costs more
+                missing -= elapsed * rate.per_minute
+                if missing < 0:  # noqa: PLR1730  a call costs more
+                    missing = 0
+            missing += (used - held) * TICKS
+            rate.missing = missing if missing > 0 else 0  # noqa: FURB136  a call costs more
             rate.at_ms = now_ms
     for index, slots in plan.slots:
         held = slots.held - reserved[index].amount

@@ -36,13 +36,12 @@ class Plan:
         self.slots = [(n, cell) for n, cell in enumerate(cells) if isinstance(cell, Slots)]
 
 
-class Reservation(msgspec.Struct):
+class Reservation(msgspec.Struct, gc=False):
     """Mutable: ``state`` moves along ``quotas.reservation.TABLE``.
 
     ``charges``: as they were reserved. ``taken``: each charge's part: "" = nothing (a shadow limit
-    would have refused), a quota's period, else "all"; None where it is "all" throughout. An ended one
-    keeps state and verdict; one without a verdict was never admitted here. ``early``: what it took of
-    money not seeded by then.
+    would have refused), a quota's period, else "all"; None where it is "all" throughout. One without a
+    verdict was never admitted here. ``early``: what it took of money not seeded by then.
     """
 
     state: State
@@ -58,6 +57,10 @@ class Reservation(msgspec.Struct):
         return [charge.amount for charge in self.charges]
 
 
+#: Of one that was settled or released, the verdict; all of it where there is more to know.
+Ended = Verdict | Reservation
+
+
 class Tag:
     """``open`` and ``ended``: reservations by id."""
 
@@ -67,7 +70,7 @@ class Tag:
         self._cells: dict[Identity, Cell] = {}
         self._plans: dict[Key, Plan] = {}
         self.open: dict[str, Reservation] = {}
-        self.ended: dict[str, Reservation] = {}
+        self.ended: dict[str, Ended] = {}
 
     def known_plan(self, charges: Sequence[Charge]) -> Plan | None:
         """A plain plan that was last made for such a list: most likely its own, which whoever uses it
