@@ -5,6 +5,7 @@ Everything that happens before the engine's first event may be tried elsewhere; 
 """
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
 
@@ -16,7 +17,7 @@ from gateway.engines import Engine, Engines
 from gateway.errors import normalise_engine_error
 from gateway.exchange import Exchange
 from gateway.metering.board import Slot
-from gateway.telemetry.counters import Counters, Histogram
+from gateway.telemetry.counters import BUCKETS_S, Counters, Histogram
 from gateway.wire.deadlines import Deadline, Wheel
 from gateway.wire.dial import ConnectFailed
 from gateway.wire.relay import EVENT_STREAM, JSON, Ended, Failed, Relay, UsageKept
@@ -111,7 +112,7 @@ class Forwarder:
             now_ms = self._unix_ms()
             number = exchange.dispatch(endpoint, now_ms, transcribe=transcribe)
             slot.dispatched(number, endpoint.id, now_ms)
-            progress = _Progress(exchange, slot, number, self._monotonic, self._gaps)
+            progress = _Progress(exchange, slot, number, self._monotonic, self._gaps, self._wheel)
             relay = call.relay = self._relay(call, progress, engine, lines)
             watch: Watch | Deadline
             if stream:
@@ -217,6 +218,7 @@ class _Progress:
         "_monotonic",
         "_number",
         "_slot",
+        "_wheel",
         "watch",
     )
 
@@ -227,6 +229,7 @@ class _Progress:
         number: int,
         monotonic: Callable[[], float],
         gaps: Histogram,
+        wheel: Wheel,
     ) -> None:
         self._exchange = exchange
         self._fold = exchange.fold
@@ -234,6 +237,7 @@ class _Progress:
         self._number = number
         self._monotonic = monotonic
         self._gaps = gaps
+        self._wheel = wheel
         self._last_s = 0.0
         self.watch: Watch | None = None
 
@@ -248,6 +252,17 @@ class _Progress:
     def error_of(self, status: int, body: bytes) -> ContractError:
         model = self._exchange.model
         return normalise_engine_error(status, body, model.upstream, model.name)
+
+    def on_steady(self, prompt: int, completion: int) -> None:
+        """Runs before the bytes are handed to the client's socket; a token went to it before."""
+        self._slot.progress(self._number, prompt, completion)
+        now_s = self._monotonic()
+        gap_s, self._last_s = now_s - self._last_s, now_s
+        gaps, watch = self._gaps, self.watch
+        gaps.counts[bisect_left(BUCKETS_S, gap_s)] += 1  # gaps.observe, without the call
+        gaps.sum_s += gap_s
+        if watch is not None:
+            watch.last_chunk = self._wheel.now
 
     def on_chunk(self, events: int) -> None:
         """Runs after bytes of the answer were handed to the client's socket."""

@@ -22,11 +22,11 @@ EVENT_BEGINS = b"data: {"
 EVENT_ENDS = b"}\n\n\r\n"
 ENDS_BYTES = len(EVENT_ENDS)
 #: "14a\r\n" for a payload of that many bytes.
-SIZE_LINES = [b"%x\r\n" % size for size in range(BYTES_MAX + 1)]
+SIZE_LINES = [b"%x\r\n" % size for size in range(2 * BYTES_MAX + 1)]
 
 
 #: The same line's digits as engines write them, to the payload's bytes.
-SIZE_OF = {line[:-2]: size for size, line in enumerate(SIZE_LINES) if size}
+SIZE_OF = {line[:-2]: size for size, line in enumerate(SIZE_LINES[: BYTES_MAX + 1]) if size}
 
 
 def _beginnings() -> list[tuple[bytes, int]]:
@@ -34,7 +34,7 @@ def _beginnings() -> list[tuple[bytes, int]]:
     a line end where none can be.
     """
     found = [(b"\n", 0)] * (BYTES_MAX + 1)
-    for size, line in enumerate(SIZE_LINES):
+    for size, line in enumerate(SIZE_LINES[: BYTES_MAX + 1]):
         whole = len(line) + size + 2
         if whole <= BYTES_MAX:
             found[whole] = (line + EVENT_BEGINS, len(line))
@@ -122,8 +122,7 @@ class Steady:
             rest = begin + self._before_bytes
             end = usage - 1 if self._cuts_usage else length - ENDS_BYTES
             size = self._renamed_bytes + end - rest + 3
-            line = SIZE_LINES[size] if size <= BYTES_MAX else b"%x\r\n" % size
-            out = b"".join((line, self._renamed, data[rest:end], EVENT_ENDS))
+            out = b"".join((SIZE_LINES[size], self._renamed, data[rest:end], EVENT_ENDS))
         elif self._cuts_usage:
             out = b"".join((SIZE_LINES[usage + 2 - begin], data[begin : usage - 1], EVENT_ENDS))
         self.prompt = int(found[1])

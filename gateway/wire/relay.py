@@ -94,6 +94,9 @@ class Listener(Protocol):
     def on_chunk(self, events: int) -> None:
         """They are, with so many events of the model's (0: comments alone)."""
 
+    def on_steady(self, prompt: int, completion: int) -> None:
+        """Both of these in one, where one choice that has begun makes its next tokens; the bytes follow."""
+
     def error_of(self, status: int, body: bytes) -> ContractError:
         """An engine's error in words that a caller may read."""
 
@@ -233,17 +236,17 @@ class Relay:
         steady = self._steady
         if steady is None:
             return 0
-        out, taken, events = steady.take(data), len(data), 1
+        out, taken = steady.take(data), len(data)
         if out is None:
             outs, taken = steady.take_each(data)
             if not outs:
                 return 0
-            out, events = b"".join(outs), len(outs)
-        self._fold.prompt = steady.prompt
-        self._fold.completion = steady.completion
-        self._listener.on_counts()
-        self._reply.write_chunk(out)
-        self._listener.on_chunk(events)
+            out = b"".join(outs)
+        fold, reply = self._fold, self._reply
+        fold.prompt, fold.completion = prompt, completion = steady.prompt, steady.completion
+        self._listener.on_steady(prompt, completion)
+        if not reply.gone:
+            reply.transport.write(out)  # framed already
         return taken
 
     def on_body(self, data: bytes) -> None:

@@ -21,8 +21,6 @@ class Reply:
         "_close",
         "_is_head",
         "_on_done",
-        "_transport",
-        "bytes_out",
         "done",
         "gone",
         "grants",
@@ -30,6 +28,7 @@ class Reply:
         "on_pause",
         "on_resume",
         "started",
+        "transport",
     )
 
     def __init__(
@@ -41,7 +40,7 @@ class Reply:
         close: bool,
         on_done: Callable[[bool], None],
     ) -> None:
-        self._transport = transport
+        self.transport = transport
         self._is_head = is_head
         self._chunked = not http10
         self._close = close
@@ -49,7 +48,6 @@ class Reply:
         self.started = False
         self.done = False
         self.gone = False
-        self.bytes_out = 0
         self.grants: Headers = ()
         self.on_gone: Callable[[], None] | None = None
         self.on_pause: Callable[[], None] | None = None
@@ -73,8 +71,7 @@ class Reply:
         data = heads.head(status, lines, framing, close=self._close)
         if not self._is_head:
             data += body
-        self.bytes_out += len(data)
-        self._transport.write(data)
+        self.transport.write(data)
         self.done = True
         self._on_done(self._close)
 
@@ -100,12 +97,6 @@ class Reply:
         """Whether its client takes chunks: one of HTTP/1.0 does not."""
         return self._chunked
 
-    def write_chunk(self, chunk: bytes) -> None:
-        """A chunk that is framed already; for ``chunked`` replies alone."""
-        if not self.gone and not self.done:
-            self.bytes_out += len(chunk)
-            self._transport.write(chunk)
-
     def finish(self) -> None:
         if not self.gone and not self.done:
             if self._chunked:
@@ -117,7 +108,7 @@ class Reply:
         if not self.done:
             self.done = True
             self.gone = True
-            self._transport.abort()
+            self.transport.abort()
 
     def leave(self) -> None:
         """The client has gone; told once."""
@@ -137,5 +128,4 @@ class Reply:
         self._on_done(self._close)
 
     def _write(self, data: bytes) -> None:
-        self.bytes_out += len(data)
-        self._transport.write(data)
+        self.transport.write(data)

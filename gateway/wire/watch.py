@@ -12,8 +12,8 @@ from gateway.wire.deadlines import Deadline, Wheel
 class Watch:
     """Starts when the request's bytes went upstream. ``on_late(committed)`` runs once at most.
 
-    One deadline for all four: it is set for the soonest, and looks what is due when it comes; a chunk
-    only notes the tick. ``silence_s`` None: nobody waits for signs of life.
+    One deadline for all four: it is set for the soonest, and looks what is due when it comes. A chunk
+    only notes the tick: after the first, in ``last_chunk`` and without a call. ``silence_s`` None: nobody waits for signs of life.
     """
 
     __slots__ = (
@@ -21,13 +21,13 @@ class Watch:
         "_deadline",
         "_ends",
         "_gap",
-        "_last_chunk",
-        "_last_sign",
+        "_last_ping",
         "_on_late",
         "_on_silence",
         "_patience",
         "_silence",
         "_wheel",
+        "last_chunk",
     )
 
     def __init__(
@@ -45,7 +45,7 @@ class Watch:
         self._committed = False
         self._on_late = on_late
         self._on_silence = on_silence
-        now = self._last_chunk = self._last_sign = wheel.now
+        now = self.last_chunk = self._last_ping = wheel.now
         ticks = wheel.ticks
         self._ends = now + ticks(total_s)
         self._patience = ticks(first_event_s)
@@ -55,7 +55,7 @@ class Watch:
 
     def chunk(self) -> None:
         """Something of the answer went to the client."""
-        self._last_chunk = self._last_sign = self._wheel.now
+        self.last_chunk = self._wheel.now
         if not self._committed:
             self._committed = True
             self._patience = self._gap
@@ -65,17 +65,20 @@ class Watch:
         self._deadline.cancel()
 
     def _soonest(self) -> int:
-        due = min(self._ends, self._last_chunk + self._patience)
-        return min(due, self._last_sign + self._silence) if self._silence else due
+        due = min(self._ends, self.last_chunk + self._patience)
+        return min(due, self._last_sign() + self._silence) if self._silence else due
+
+    def _last_sign(self) -> int:
+        return max(self.last_chunk, self._last_ping)
 
     def _look(self) -> None:
         now = self._wheel.now
-        if now >= self._ends or now >= self._last_chunk + self._patience:
+        if now >= self._ends or now >= self.last_chunk + self._patience:
             self._on_late(self._committed)
             return
-        silent = self._silence and now >= self._last_sign + self._silence
+        silent = self._silence and now >= self._last_sign() + self._silence
         if silent:
-            self._last_sign = now
+            self._last_ping = now
         self._deadline = self._wheel.add_at(self._soonest(), self._look)
         if silent:
             self._on_silence()

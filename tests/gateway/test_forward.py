@@ -177,7 +177,7 @@ async def test_the_answer_has_our_headers_and_the_public_name(start_engine, benc
     made = bench(engine.url)
     call = made.call()
     assert await made.attempt(call) == Ended("finished")
-    head, _, body = call.reply._transport.data.partition(b"\r\n\r\n")
+    head, _, body = call.reply.transport.data.partition(b"\r\n\r\n")
 
     assert json.loads(body)["model"] == "llama"
     assert b"\r\nx-y: z" in head
@@ -225,7 +225,7 @@ async def test_counts_are_in_the_slot_when_the_client_has_the_bytes(start_engine
     engine = await start_engine(token_ms=0)
     made = bench(engine.url)
     call = made.call(STREAMED)
-    write = call.reply._transport.write
+    write = call.reply.transport.write
 
     def checked(data):
         frames = data.count(b'"content":"') - data.count(b'"role"')
@@ -235,7 +235,7 @@ async def test_counts_are_in_the_slot_when_the_client_has_the_bytes(start_engine
         write(data)
 
     checked.told = []
-    call.reply._transport.write = checked
+    call.reply.transport.write = checked
     await made.attempt(call)
 
     [(counted, delivered)] = checked.told
@@ -378,5 +378,5 @@ async def test_comments_alone_do_not_keep_a_stream_alive(bench):
         assert await asyncio.wait_for(made.attempt(call), 3) == Ended("timeout")
         made.wheel.stop()
 
-    assert b'"code":"upstream_timeout"' in call.reply._transport.data
+    assert b'"code":"upstream_timeout"' in call.reply.transport.data
     assert call.exchange.frames == 1
