@@ -5,9 +5,10 @@ reused), so a rename changes no history. Not here: the journal's framing (``gate
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import fields
 
 from quotas.charges import settled_as, tag_of
 from quotas.limits import Charge
@@ -25,6 +26,9 @@ Outcome = Literal[
 ]
 Source = Literal["engine_final", "engine_partial", "tokenized", "estimated", "none"]
 FORMAT_VERSION = 2
+#: Fields that version 1 did not have.
+_OF_TWO = ("epoch", "charged")
+_MAPS = frozenset(bytes((each,)) for each in (*range(0x80, 0x90), 0xDE, 0xDF))
 
 
 class AttemptEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -87,11 +91,51 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         return Settlement(tag_of(self.tenant_id), name, self.epoch, self.charged, self.billed)
 
 
+class _Beginning(msgspec.Struct, array_like=True):
+    v: int
+    request_id: str
+
+
+class _BeginningOfFirst(msgspec.Struct):
+    request_id: str
+
+
+#: Version 1, of the first release: a map, with the settlement whole. Kept records have it for ever.
+_First = msgspec.defstruct(
+    "_First",
+    [
+        *((f.name, f.type, f.default) for f in fields(UsageRecord) if f.name not in _OF_TWO),
+        ("settlement", Settlement | None, None),
+    ],
+    kw_only=True,
+)
 _decoder = msgspec.msgpack.Decoder(UsageRecord)
+_first = msgspec.msgpack.Decoder(_First)
+_beginning = msgspec.msgpack.Decoder(_Beginning)
+_beginning_of_first = msgspec.msgpack.Decoder(_BeginningOfFirst)
 #: The record as MessagePack: an array of its fields, tolerant of those added at its end.
 encode: Callable[[UsageRecord], bytes] = msgspec.msgpack.Encoder().encode
 
 
 def decode(payload: bytes) -> UsageRecord:
     """The inverse; raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``."""
-    return _decoder.decode(payload)
+    if not _is_map(payload):
+        return _decoder.decode(payload)
+    first: Any = _first.decode(payload)
+    known = {name: getattr(first, name) for name in _First.__struct_fields__}
+    settlement: Settlement | None = known.pop("settlement")
+    if settlement is None:
+        return UsageRecord(**known)
+    return UsageRecord(**known, epoch=settlement.epoch, charged=settlement.charged)
+
+
+def request_id_of(payload: bytes) -> str:
+    """Of an encoded record, without the rest of it. Raises as ``decode`` does."""
+    if _is_map(payload):
+        return _beginning_of_first.decode(payload).request_id
+    return _beginning.decode(payload).request_id
+
+
+def _is_map(payload: bytes) -> bool:
+    """MessagePack's three kinds of map."""
+    return payload[:1] in _MAPS

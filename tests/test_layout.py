@@ -64,6 +64,9 @@ PROVEN_ELSEWHERE = {
     "gateway.call": "flows/test_endings.py",
     "gateway.claims": "flows/test_idempotency.py",
     "gateway.dataplane": "flows/test_first_request.py flows/test_endings.py",
+    "gateway.metering.lag": "gateway/metering/test_shipper.py",
+    "gateway.metering.pen": "gateway/metering/test_slots.py gateway/metering/test_board.py",
+    "gateway.metering.segments": "gateway/metering/test_journal.py gateway/metering/test_full_disk.py",
     "gateway.metering.desk": "flows/test_crashes.py gateway/metering/test_kill_points.py",
     "gateway.routes": "flows/test_first_request.py",
     "gateway.wire.connection": "gateway/wire/test_server.py flows/test_malformed.py",
@@ -125,7 +128,6 @@ PROVEN_ELSEWHERE = {
     "quotas.store.cells": "quotas/store/test_store_conformance.py",
     "quotas.store.moves": "quotas/store/test_store_conformance.py quotas/store/test_store_money.py",
     "quotas.ports": "quotas/store/test_store_conformance.py",
-    "quotas.record": "gateway/metering/test_shipper.py",
     "quotas.usage": "quotas/test_pricing.py quotas/test_settlement.py",
 }
 

@@ -23,8 +23,9 @@ from gateway.metering.frames import (
     read_frames,
     unpack_marks,
 )
-from gateway.metering.journal import number_of, segment_paths
+from gateway.metering.segments import number_of, segment_paths
 from quotas.ports import Settlement
+from quotas.record import request_id_of
 
 SHIPPED = "shipped"
 _CHUNK = 256 * 1024
@@ -50,13 +51,6 @@ class _Segment:
         self.path = path
         self.read_to = 0
         self.last = 0
-
-
-class _RequestId(msgspec.Struct, array_like=True):
-    """How a usage record begins."""
-
-    v: int
-    request_id: str
 
 
 class Backlog:
@@ -183,7 +177,6 @@ class Backlog:
             self.unshipped.append(entry)
 
 
-_record = msgspec.msgpack.Decoder(_RequestId)
 _release = msgspec.msgpack.Decoder(Release)
 _settlement = msgspec.msgpack.Decoder(Settlement)
 
@@ -191,7 +184,7 @@ _settlement = msgspec.msgpack.Decoder(Settlement)
 def _request_id(frame: Frame) -> str | None:
     try:
         if frame.kind == FrameKind.RECORD:
-            return _record.decode(frame.payload).request_id
+            return request_id_of(frame.payload)
         if frame.kind == FrameKind.RELEASE:
             return _release.decode(frame.payload).reservation_id
         if frame.kind == FrameKind.SETTLE:

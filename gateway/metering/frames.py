@@ -6,6 +6,8 @@ checksum, payload) is the write-ahead log's, as in LevelDB's log format, without
 
     0 magic 0xF7   1 version   2 kind   3 zero   4 length u32   8 sequence u64
     16 payload, and after it the crc32 (u32) of all before it; integers little-endian
+
+Version 1, of the first release, is still read: it had the checksum before the payload.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,6 +19,7 @@ import msgspec
 
 MAGIC = 0xF7
 VERSION = 2
+FIRST_VERSION = 1
 #: The first four bytes are one number: magic and version, and the kind above them.
 _KIND_SHIFT = 16
 MAGIC_OF = tuple(MAGIC | VERSION << 8 | kind << _KIND_SHIFT for kind in range(256))
@@ -40,19 +43,15 @@ class FrameKind(IntEnum):
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """A whole frame; it and its payload begin at ``offset`` and ``payload_at`` and it ends at ``end``, in
-    bytes from the segment's start.
+    """A whole frame; its payload begins at ``payload_at`` and it ends at ``end``, in bytes from the
+    segment's start.
     """
 
     kind: int
     sequence: int
     payload: bytes
-    offset: int
+    payload_at: int
     end: int
-
-    @property
-    def payload_at(self) -> int:
-        return self.offset + FRAME_HEAD_BYTES
 
 
 class Release(msgspec.Struct, frozen=True, array_like=True):
@@ -84,15 +83,28 @@ def read_frames(data: bytes, start: int = 0, after: int = 0) -> Iterator[Frame]:
     at, last = start, after
     while at + FRAME_EXTRA_BYTES <= len(data):
         first, length, sequence = _HEAD.unpack_from(data, at)
-        if first & 0xFF00FFFF != MAGIC_OF[0] or length > PAYLOAD_BYTES_MAX or sequence <= last:
+        if first & 0xFF0000FF != MAGIC or length > PAYLOAD_BYTES_MAX or sequence <= last:
             return
-        begin = at + FRAME_HEAD_BYTES
-        end = begin + length
-        if end + _CRC.size > len(data) or crc32(data[at:end]) != _CRC.unpack_from(data, end)[0]:
+        end = at + FRAME_EXTRA_BYTES + length
+        version = first >> 8 & 0xFF
+        if end > len(data) or not _is_whole(data, at, end, version):
             return
-        payload = data[begin:end]
-        yield Frame(first >> _KIND_SHIFT & 0xFF, sequence, payload, at, end + _CRC.size)
-        at, last = end + _CRC.size, sequence
+        begin = at + FRAME_HEAD_BYTES + (_CRC.size if version == FIRST_VERSION else 0)
+        kind = first >> _KIND_SHIFT & 0xFF
+        yield Frame(kind, sequence, data[begin : begin + length], begin, end)
+        at, last = end, sequence
+
+
+def _is_whole(data: bytes, at: int, end: int, version: int) -> bool:
+    """The frame in those bytes has its checksum."""
+    if version == VERSION:
+        check_at = end - _CRC.size
+        return bool(crc32(data[at:check_at]) == _CRC.unpack_from(data, check_at)[0])
+    check_at = at + FRAME_HEAD_BYTES
+    if version != FIRST_VERSION:
+        return False
+    check = crc32(data[check_at + _CRC.size : end], crc32(data[at:check_at]))
+    return bool(check == _CRC.unpack_from(data, check_at)[0])
 
 
 def read_segment(data: bytes) -> Iterator[Frame]:

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gateway.metering.board import Board
-from gateway.metering.journal import SEGMENT_BYTES, Journal, segment_paths, sync_folder
+from gateway.metering.journal import SEGMENT_BYTES, Journal
+from gateway.metering.segments import segment_paths, sync_folder
 
 BOARD = "board"
 LOCK = "lock"

@@ -29,6 +29,7 @@ from gateway.metering.frames import (
     pack_marks,
     read_segment,
 )
+from gateway.metering.segments import allocate, number_of, segment_paths
 
 __all__ = ["SEGMENT_BYTES", "Journal", "JournalFull", "read_segment", "segment_paths"]
 
@@ -219,26 +220,9 @@ class Journal:
         self._wake.set()
 
     def _allocate(self, *, written: bool = False) -> int:
-        """The segment after the current one, allocated whole or not there at all.
-
-        ``written``: full of zeros on the disk. A store into blocks that were never written makes the
-        file system open a transaction at each page, and at each sync to say that they are now
-        (PostgreSQL's wal_init_zero is for the same); it takes the time of the thread alone.
-        """
+        """The segment after the current one."""
         path = self._folder / f"journal-{self._segment + 1:06d}.seg"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            if os.fstat(descriptor).st_size == 0:  # else a former owner allocated it ahead
-                os.posix_fallocate(descriptor, 0, self._segment_bytes)
-                if written:
-                    os.pwrite(descriptor, bytes(self._segment_bytes), 0)
-                    os.fdatasync(descriptor)
-            sync_folder(self._folder)
-        except OSError:
-            os.close(descriptor)
-            path.unlink()
-            raise
-        return descriptor
+        return allocate(path, self._segment_bytes, written=written)
 
     def _find_tail(self) -> None:
         """Where a resumed journal goes on: after the last whole frame, or in the next segment."""
@@ -303,21 +287,3 @@ class Journal:
         """Under the lock: whether there is a segment ahead, and so whether to admit."""
         self._starved = starved
         self.admitting = not starved and self._failure is None
-
-
-def segment_paths(folder: Path) -> list[Path]:
-    """The folder's segments, oldest first."""
-    return sorted(folder.glob("journal-*.seg"), key=number_of)
-
-
-def number_of(path: Path) -> int:
-    return int(path.stem.removeprefix("journal-"))
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names created, renamed or removed in the folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

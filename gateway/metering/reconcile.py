@@ -7,7 +7,8 @@ vLLM counts a prompt once a choice, and counts probes, failed attempts and abort
 What an attempt cost is known to the token when its answer ended well; of one cut short only what was
 seen, and no more than it was allowed to make. So each attempt claims a range, and a counter is explained
 when it lies within the sum of them. Between two moments at which the engine stood still with nothing
-running, and without cut answers, that range is one number. Not here: scrapes, SQL (``gateway.control``).
+running, and without cut answers, that range is one number. All of the arithmetic is on this one long page.
+Not here: scrapes, SQL (``gateway.control``).
 """
 
 from collections.abc import Iterable

@@ -4,7 +4,8 @@ Runs in control, or offline. Each pass takes dead folders in hand (``recovery``)
 unacknowledged settles to the store again, inserts what is new, frees what owes nothing. A crash at
 any point repeats work and never skips it: the ledger is unique by request id, the store settles
 once. Transactional-outbox relaying, as in Richardson's "Microservices Patterns", with files for
-the outbox. Not here: the insert itself (``gateway.store.ledger``).
+the outbox. On one page though it is long: a pass, from top to bottom. Not here: the insert itself
+(``gateway.store.ledger``).
 """
 
 import asyncio
@@ -22,6 +23,7 @@ import msgspec
 from gateway.metering.backlog import Backlog, Entry
 from gateway.metering.incarnation import all_folders, remove_folder, sweep_unborn
 from gateway.metering.journal import JournalFull
+from gateway.metering.lag import Lag, lag_of
 from gateway.metering.recovery import Known, Recovered, RecoveryContext, recover
 from quotas.ports import QuotaStore
 from quotas.record import UsageRecord, decode
@@ -42,16 +44,6 @@ QUARANTINE = "quarantine"
 Insert = Callable[[list[tuple[bytes, UsageRecord]]], Awaitable[object]]
 
 _log = logging.getLogger(__name__)
-
-
-class Lag(msgspec.Struct, frozen=True):
-    """How far the ledger is behind. ``oldest_unshipped_s``: since that request ended; 0 = none."""
-
-    folders: int
-    journal_bytes: int
-    unshipped: int
-    unsettled: int
-    oldest_unshipped_s: float
 
 
 class _Folder:
@@ -152,14 +144,7 @@ class Shipper:
 
     def lag(self) -> Lag:
         """As of the last pass."""
-        backlogs = [folder.backlog for folder in self._folders.values()]
-        return Lag(
-            len(backlogs),
-            sum(backlog.bytes_used for backlog in backlogs),
-            sum(len(backlog.unshipped) for backlog in backlogs),
-            sum(len(backlog.unsettled) for backlog in backlogs),
-            max((_age_s(backlog) for backlog in backlogs), default=0.0),
-        )
+        return lag_of([folder.backlog for folder in self._folders.values()])
 
     def count_unreadable(self) -> int:
         """Payloads put aside as files and not dealt with yet: an operator removes the file."""
@@ -318,13 +303,3 @@ def _remove(found: Recovered) -> None:
         remove_folder(found.folder)
     finally:
         os.close(found.lock_fd)
-
-
-def _age_s(backlog: Backlog) -> float:
-    if not backlog.unshipped:
-        return 0.0
-    try:
-        record = decode(backlog.payload(backlog.unshipped[0]))
-    except (OSError, msgspec.MsgspecError):
-        return 0.0
-    return max(0.0, time.time() - (record.started_ms + record.total_ms) / 1000)

@@ -153,8 +153,10 @@ class Torn(msgspec.Struct, frozen=True):
     index: int
 
 
-def decode_slot(data: bytes, index: int = -1) -> SlotImage | Torn | None:
-    """One slot's 256 bytes; None = free. Never raises on any 256 bytes."""
+def decode_slot(data: bytes, index: int = -1, *, of_first: bool = False) -> SlotImage | Torn | None:
+    """One slot's 256 bytes; None = free. Never raises on any 256 bytes. ``of_first``: of a board that
+    the first release made, whose checksums began with the generation's own.
+    """
     if data[0] == SlotState.FREE:
         return None
     identity = data[IDENTITY_AT:IDENTITY_CRC_AT]
@@ -165,6 +167,7 @@ def decode_slot(data: bytes, index: int = -1) -> SlotImage | Torn | None:
         return Torn(index)
     choices, generation, request_id, tenant, project, key, model, price = fields[1:9]
     prompts, estimate, cap, started_ms = fields[9:]
+    salt = crc32(CRC.pack(generation)) if of_first else generation
     attempts = _decode_attempts(data)
     return SlotImage(
         index=index,
@@ -183,17 +186,17 @@ def decode_slot(data: bytes, index: int = -1) -> SlotImage | Torn | None:
         estimate=estimate,
         cap=cap,
         started_ms=started_ms,
-        epoch=_decode_epoch(data, generation),
+        epoch=_decode_epoch(data, salt),
         attempts=attempts,
-        progress=_decode_progress(data, generation, attempts[-1].number) if attempts else None,
-        ended=_decode_ended(data, generation),
+        progress=_decode_progress(data, salt, attempts[-1].number) if attempts else None,
+        ended=_decode_ended(data, salt),
     )
 
 
-def _decode_epoch(data: bytes, generation: int) -> str:
+def _decode_epoch(data: bytes, salt: int) -> str:
     name, check = EPOCH.unpack_from(data, EPOCH_AT)
     name = name.rstrip(b"\0")
-    return str(name, "ascii", "replace") if crc32(name, generation) == check else ""
+    return str(name, "ascii", "replace") if crc32(name, salt) == check else ""
 
 
 def _decode_attempts(data: bytes) -> tuple[AttemptImage, ...]:
@@ -211,13 +214,13 @@ def _decode_attempts(data: bytes) -> tuple[AttemptImage, ...]:
     return tuple(found)
 
 
-def _decode_progress(data: bytes, generation: int, attempt: int) -> Progress | None:
+def _decode_progress(data: bytes, salt: int, attempt: int) -> Progress | None:
     """The newer of the whole halves, if it is of that attempt. Sequences wrap at 2^24."""
     newest: tuple[int, Progress] | None = None
     for each in range(2):
         at = HALVES_AT + each * HALF.size
         prompt, completion, tag, check = HALF.unpack_from(data, at)
-        if crc32(data[at : at + COUNTS.size], generation) != check:
+        if crc32(data[at : at + COUNTS.size], salt) != check:
             continue
         if tag >> 1 & 0x7F != attempt:
             continue
@@ -227,12 +230,12 @@ def _decode_progress(data: bytes, generation: int, attempt: int) -> Progress | N
     return newest[1] if newest else None
 
 
-def _decode_ended(data: bytes, generation: int) -> EndedImage | None:
+def _decode_ended(data: bytes, salt: int) -> EndedImage | None:
     block = data[ENDED_AT : ENDED_AT + ENDED.size]
     prompt, cached, completion, reasoning, total_ms, ttft_ms, status, outcome, source = (
         ENDED.unpack(block)
     )
-    whole = crc32(block, generation) == CRC.unpack_from(data, ENDED_AT + ENDED.size)[0]
+    whole = crc32(block, salt) == CRC.unpack_from(data, ENDED_AT + ENDED.size)[0]
     if data[0] != SlotState.ENDED or not whole:
         return None
     if outcome >= len(OUTCOMES) or source >= len(SOURCES):

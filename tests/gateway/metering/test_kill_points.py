@@ -12,6 +12,7 @@ from gateway.metering.board import read_board
 from gateway.metering.incarnation import Incarnation, all_folders, dead_folders
 from gateway.metering.recovery import recover
 from gateway.metering.shipper import Shipper
+from tests.support.first_release import age
 from tests.support.ledgers import Ledger, Settles
 from tests.support.lives import CONTEXT, REQUEST_ID, STEPS, TENANT, Left, live
 from tests.support.processes import ROOT
@@ -73,6 +74,14 @@ async def test_a_copy_of_the_files_at_each_step_is_settled_as_the_table_says(
     step: str, data_dir: Path
 ) -> None:
     stopped_after(step, data_dir)
+    await check(data_dir, STEPS[step])
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_what_the_first_release_left_at_each_step_is_settled_by_this_one(
+    step: str, data_dir: Path
+) -> None:
+    age(stopped_after(step, data_dir))
     await check(data_dir, STEPS[step])
 
 
