@@ -88,8 +88,9 @@ def test_it_is_admitted_while_others_have_filled_the_only_engine(market):
 def test_it_needs_no_balance_and_costs_its_hours_alone(market):
     assert market.ask("guarded", 100).headers["x-tf-throughput"] == "reserved"
 
-    (record,) = market.gateway.records_when(2)[-1:]
-    assert (record["tenant"], record["completion_tokens"]) == ("guarded", 100)
+    # The stream that was held before may end its books after this one.
+    records = market.gateway.records_when(3)
+    assert ("guarded", 100) in [(each["tenant"], each["completion_tokens"]) for each in records]
     balance = market.admin.get("/tenants/guarded/credits").json()["balance"]
     assert (balance["available"], balance["owed"]) == ("0.00", "0.00")
     (shown,) = market.admin.get("/tenants/guarded/throughput").json()["data"]

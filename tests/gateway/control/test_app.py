@@ -224,7 +224,7 @@ async def test_usage_is_summed_by_what_is_asked(desk: Desk, by: str) -> None:
 async def test_sums_are_compared_with_the_ledger_and_made_anew(desk: Desk) -> None:
     await insert_records(desk.db, [record(1)])
     assert (await desk.http.get("/admin/v1/usage/differences")).json() == {"data": []}
-    assert await desk.post("usage/rebuild", {}, 200) == {"rows": 2}
+    assert await desk.post("usage/rebuild", {}, 200) == {"rows": 5}  # hour, day, week; of models
 
 
 async def test_usage_is_filtered_by_paths_and_told_page_by_page(desk: Desk) -> None:
