@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import RowMapping, Table, func, select, text
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.store.bulk import append
@@ -116,8 +116,10 @@ async def add_up(
     """Insert rows, or add their ``summed`` columns to those that are there by primary key."""
     if not rows:
         return
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    statement = dialect.insert(table)
+    if connection.dialect.name != "sqlite":
+        await _add_up_at_once(connection, table, summed, rows)
+        return
+    statement = sqlite.insert(table)
     await connection.execute(
         statement.on_conflict_do_update(
             index_elements=[column.name for column in table.primary_key],
@@ -125,6 +127,37 @@ async def add_up(
         ),
         [dict(row) for row in rows],
     )
+
+
+async def _add_up_at_once(
+    connection: AsyncConnection,
+    table: Table,
+    summed: Sequence[str],
+    rows: Sequence[Mapping[str, object]],
+) -> None:
+    """PostgreSQL: every row in one statement, an array a column, in half the time of one a row."""
+    keys = [column.name for column in table.primary_key]
+    merged: dict[tuple[object, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in keys)
+        known = merged.get(key)
+        if known is None:
+            merged[key] = dict(row)
+        else:  # one statement may touch a row once
+            known |= {name: known[name] + row[name] for name in summed}
+    columns = list(rows[0])
+    types = [table.c[name].type.compile(connection.dialect) for name in columns]
+    arrays = ", ".join(
+        f"CAST(:{name} AS {kind}[])" for name, kind in zip(columns, types, strict=True)
+    )
+    adding = ", ".join(f"{name} = {table.name}.{name} + excluded.{name}" for name in summed)
+    # Names of the schema alone; what varies is bound.
+    statement = text(
+        f"INSERT INTO {table.name} ({', '.join(columns)}) SELECT * FROM unnest({arrays}) "  # noqa: S608
+        f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {adding}"
+    )
+    values = {name: [row[name] for row in merged.values()] for name in columns}
+    await connection.execute(statement, values)
 
 
 async def read_entries(connection: AsyncConnection, keys: Sequence[str]) -> list[Entry]:

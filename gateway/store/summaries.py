@@ -42,6 +42,7 @@ _CURRENCY = re.compile(r"[A-Z]{0,3}")
 #: Of a page, in hours or days: the first piece of time read, and how much longer the next may be.
 FIRST_PIECE = 4
 LONGER_AT_MOST = 16
+_COUNTS = SUMMED[:-2]
 _WIDTHS = {"day": DAY_MS, "hour": HOUR_MS}
 _NO_CURSOR = "cursor: expected what an answer before gave as next"
 _ID_COLUMN = {
@@ -123,7 +124,7 @@ async def _groups(
     if after is not None:
         low_ms = max(low_ms, after[0] * width_ms)
     rows: list[Any] = []
-    piece = FIRST_PIECE
+    piece = wanted if len(by) == 1 else FIRST_PIECE  # of time alone each hour is a group, or none
     while low_ms < high_ms and len(rows) < wanted:
         end_ms = min(low_ms // width_ms * width_ms + piece * width_ms, high_ms)
         query = _query(levels, by, (low_ms, end_ms), filters, after).limit(wanted - len(rows))
@@ -290,15 +291,11 @@ def _shown(by: Sequence[By], row: Any, names: dict[str, dict[int, str]]) -> dict
             shown[each] = _time(each, row[index])
         else:
             shown[each] = names[each].get(row[index])
-    sums = dict(zip(SUMMED, map(int, row[len(by) + 1 :]), strict=True))
-    cost, charged = sums.pop("cost_nano"), sums.pop("charged_nano")
-    return {
-        **shown,
-        **sums,
-        "cost": decimal(cost),
-        "charged": decimal(charged),
-        "currency": row[len(by)],
-    }
+    *counts, cost, charged = map(int, row[len(by) + 1 :])
+    shown |= zip(_COUNTS, counts, strict=True)
+    shown["cost"], shown["charged"] = decimal(cost), decimal(charged)
+    shown["currency"] = row[len(by)]
+    return shown
 
 
 @lru_cache(maxsize=10_000)

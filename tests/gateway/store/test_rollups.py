@@ -8,17 +8,19 @@ from sqlalchemy import select, text, update
 from gateway.store import rollups
 from gateway.store.corrections import reprice_record, reverse_record
 from gateway.store.database import Database
+from gateway.store.entries import add_up
 from gateway.store.ledger import insert_records
 from gateway.store.rollups import (
     DAY_MS,
     HOUR_MS,
     LEVELS,
+    SUMMED,
     WEEK_MS,
     Rollups,
     differences,
     rebuild,
 )
-from gateway.store.schema import usage_days, usage_hours
+from gateway.store.schema import model_hours, usage_days, usage_hours
 from tests.support.applying import FULL, NOW_MS, apply
 from tests.support.databases import database_url, db
 from tests.support.postgres import postgres
@@ -105,6 +107,16 @@ async def test_a_rebuild_in_small_steps_makes_the_same_sums(db: Database) -> Non
     assert sum(map(len, before)) > 5 * 20 / 2
     await rebuild(db, at_most_ms=WEEK_MS)
     assert [await kept(db, level.table) for level in LEVELS] == before
+
+
+async def test_what_is_added_to_one_sum_in_one_call_adds_up(db: Database) -> None:
+    group = {"hour": 5, "model_id": 1, "currency": "USD"}
+    row = group | dict.fromkeys(SUMMED, 2)
+    for _ in range(2):
+        async with db.begin() as connection:
+            await add_up(connection, model_hours, SUMMED, [row, row, row | {"hour": 6}])
+    hours = {each["hour"]: each["requests"] for each in await kept(db, model_hours)}
+    assert hours == {5: 8, 6: 4}
 
 
 async def test_a_rolled_back_batch_leaves_no_sum(
