@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.control.bodies import json_answer, moment_ms, read_body, typed
+from gateway.control.bodies import end_ms, json_answer, read_body, typed
 from gateway.declared.prices import DecimalPrice
 from gateway.store import accounts, changes, contracts
 from gateway.store.database import Database
@@ -74,7 +74,7 @@ class ThroughputTerms:
 
     async def ask_for(self, request: Request) -> Response:
         body: _NewTerm = typed(_NewTerm, await read_body(request))
-        until_ms = moment_ms(body.until, "until")
+        until_ms = end_ms(body.until, "until")
         if until_ms <= _now_ms():
             raise HTTPException(400, "until: expected a moment that is still to come")
         async with self._db.begin() as connection:

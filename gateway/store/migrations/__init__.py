@@ -1,3 +1,3 @@
 """Migrations, the same on both databases. ``HEAD`` is the newest, known without importing alembic."""
 
-HEAD = "0011"
+HEAD = "0012"
