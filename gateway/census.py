@@ -27,7 +27,6 @@ class Census:
         self._monotonic = monotonic
         self._told: deque[tuple[float, int]] = deque()
         self._most = self._floor
-        self.reached = False  # the store has answered this process at least once
 
     def processes(self) -> int:
         """As last known."""
@@ -44,7 +43,6 @@ class Census:
             told = await self._store.heartbeat()
         except StoreUnavailable:
             return
-        self.reached = True
         now_s = self._monotonic()
         self._told.append((now_s, told))
         while self._told[0][0] < now_s - REMEMBERED_S:

@@ -156,7 +156,6 @@ class DataPlane:
             self.leases,
             processes=self.census.processes,
             unix_ms=unix_ms,
-            reached=lambda: self.census.reached,
         )
         self.inference = self._inference()
         self.explainer = Explainer(

@@ -66,14 +66,15 @@ class Leases:
 
     # -- requests ----------------------------------------------------------------------------
 
-    def draw(self, charges: tuple[Charge, ...], *, away: bool) -> Draw:
-        """Take what the leases have. ``away``: holds are not counted on while the store may have let
-        them go, and nothing is taken in advance.
+    def draw(self, charges: tuple[Charge, ...], away: Callable[[str], bool]) -> Draw:
+        """Take what the leases have. ``away``: whether a tag's levels are; then holds are not counted
+        on, since the store may have let them go, and nothing is taken in advance.
         """
         now_s = self._monotonic()
         draw = Draw(charges)
         for index, charge in enumerate(charges):
-            if not charge.amount or (away and charge.limit.algorithm == "concurrency"):
+            holds = charge.limit.algorithm == "concurrency"
+            if not charge.amount or (holds and away(tag_of(charge.limit))):
                 draw.leases.append(None)
                 if charge.amount:
                     draw.lacking.append((index, charge.amount))
@@ -83,7 +84,7 @@ class Leases:
             lacking = lease.draw(charge.amount, now_s)
             if lacking:
                 draw.lacking.append((index, lacking))
-            elif lease.left < lease.low and not away:
+            elif lease.left < lease.low and not away(tag_of(charge.limit)):
                 self._top_up(lease, now_s)
         if not draw.lacking:
             self.count("covered")
@@ -166,12 +167,15 @@ class Leases:
             if lease.idle:
                 self._retired.discard(lease)
 
-    async def regain(self) -> None:
-        """The store was away, and may have let this process's holds go: those that are out are held
-        again, whatever the levels say, and none is held in advance. Raises ``StoreUnavailable``.
+    async def regain(self, of: Callable[[str], bool]) -> None:
+        """The server of these tags was away, and may have let this process's holds go: those that are
+        out are held again, whatever the levels say, and none is held in advance.
+
+        Raises ``StoreUnavailable``.
         """
         for lease in list(self._leases.values()):
-            if lease.charge.limit.algorithm != "concurrency":
+            limit = lease.charge.limit
+            if limit.algorithm != "concurrency" or not of(tag_of(limit)):
                 continue
             chunk, epoch = None, ""
             if lease.out:

@@ -120,7 +120,9 @@ class Process:
                 return None
             self.delta += actual
             return actual
-        draw = self.leases.draw((Charge(self.tokens, reserved), Charge(self.slots, 1)), away=False)
+        draw = self.leases.draw(
+            (Charge(self.tokens, reserved), Charge(self.slots, 1)), away=lambda _tag: False
+        )
         try:
             refused = await self.leases.fetch(draw) if draw.lacking else None
         except StoreUnavailable:

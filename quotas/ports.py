@@ -143,12 +143,22 @@ class QuotaStore(Protocol):
         """Age of the oldest settle or release not yet acknowledged; 0 when there is none."""
         ...
 
-    async def flush(self, timeout_s: float) -> bool:
-        """Wait until everything queued is acknowledged; False when time ran out."""
+    async def flush(self, timeout_s: float, part: str | None = None) -> bool:
+        """Wait until everything queued (for one part) is acknowledged; False when time ran out."""
         ...
 
-    async def ping(self) -> float:
-        """Round trip in seconds; raises ``StoreUnavailable``."""
+    async def ping(self, part: str | None = None) -> float:
+        """Round trip in seconds, of one part or the slowest; raises ``StoreUnavailable``."""
+        ...
+
+    def part(self, tag: str) -> str:
+        """Which server of the store has the tag's levels now: it goes and comes back by itself. ""
+        where there is but one.
+        """
+        ...
+
+    def reached(self, tag: str) -> bool:
+        """Whether the server that has the tag's levels now ever answered this process."""
         ...
 
     async def close(self) -> None:

@@ -24,6 +24,7 @@ SHELLS = (
     "gateway.balances",
     "gateway.census",
     "gateway.leases",
+    "gateway.outages",  # asks the store
     "gateway.call",  # holds a reply and a relay: sockets by type
     "gateway.children",
     "gateway.claims",

@@ -67,6 +67,16 @@ class Cluster:
         server = self._owner(key)
         return server is not None and server.connected
 
+    def part(self, key: str) -> str:
+        """The name of the server that has a key's slot; "" where nobody has it."""
+        server = self._owner(key)
+        return server.name if server is not None else ""
+
+    def reached(self, key: str) -> bool:
+        """Whether the server that has the key's slot ever answered."""
+        server = self._owner(key)
+        return server is not None and server.reached(key)
+
     async def start(self) -> None:
         """Read the table and connect to every server in it, later to those that are not there.
 
@@ -111,11 +121,18 @@ class Cluster:
                     failure = error
         raise failure
 
-    async def ping(self) -> None:
-        """Every server that has slots. Raises ``StoreUnavailable`` or ``hiredis.ReplyError``."""
-        if None in self._owners:
-            raise StoreUnavailable("no server of the cluster has the slot")
-        await asyncio.gather(*(server.ping() for server in _distinct(self._owners)))
+    async def ping(self, part: str | None = None) -> None:
+        """Every server that has slots, or the one of that name.
+
+        Raises ``StoreUnavailable`` or ``hiredis.ReplyError``.
+        """
+        if part is None and None not in self._owners:
+            await asyncio.gather(*(server.ping() for server in _distinct(self._owners)))
+            return None
+        for server in self._servers.values():
+            if server.name == part:
+                return await server.ping()
+        raise StoreUnavailable("no server of the cluster has the slot")
 
     def tell(self, step: Step, keys: Sequence[str], arguments: Sequence[Argument]) -> None:
         """Send once, if connected; whatever the reply."""
@@ -174,6 +191,7 @@ class Cluster:
                 acknowledged=self._acknowledged,
                 up=self._up,
                 failed=self._failed,
+                name=f"{host}:{port}",
             )
         return known
 

@@ -252,11 +252,18 @@ class MemoryStore:
         """Always 0: nothing is queued."""
         return 0.0
 
-    async def flush(self, timeout_s: float) -> bool:  # noqa: ARG002  nothing is ever queued
+    async def flush(self, timeout_s: float, part: str | None = None) -> bool:  # noqa: ARG002
+        """Nothing is ever queued."""
         return True
 
-    async def ping(self) -> float:
+    async def ping(self, part: str | None = None) -> float:  # noqa: ARG002  there is but one
         return 0.0
+
+    def part(self, tag: str) -> str:  # noqa: ARG002  there is but one
+        return ""
+
+    def reached(self, tag: str) -> bool:  # noqa: ARG002  it is this process
+        return True
 
     async def close(self) -> None:
         """Nothing to let go of."""

@@ -42,6 +42,8 @@ from quotas.store.steps import (
 #: A call that was not answered by then is given up: a request finds out within a quarter of a second.
 TIMEOUT_S = 0.2
 RENEW_EVERY_S = LEASE_MS / 3000
+#: Between two looks at what is not acknowledged yet.
+FLUSH_LOOK_S = 0.02
 #: The tag whose owners are the processes that share this store.
 PROCESSES_TAG = "processes"
 
@@ -213,18 +215,31 @@ class RedisStore:
         oldest = next(iter(self._unacknowledged), None)
         return 0.0 if oldest is None else time.monotonic() - oldest.queued_s
 
-    async def flush(self, timeout_s: float) -> bool:
+    async def flush(self, timeout_s: float, part: str | None = None) -> bool:
         try:
             async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
+                if part is None:
+                    await self._idle.wait()
+                while self._owes(part):  # noqa: ASYNC110  other parts' jobs may wait for ever
+                    await asyncio.sleep(FLUSH_LOOK_S)
         except TimeoutError:
             return False
         return True
 
-    async def ping(self) -> float:
+    def _owes(self, part: str | None) -> bool:
+        """Whether a job of the part is not acknowledged yet."""
+        return any(self._server.part(job.keys[0]) == part for job in self._unacknowledged)
+
+    def part(self, tag: str) -> str:
+        return self._server.part(_epoch_key(tag))
+
+    def reached(self, tag: str) -> bool:
+        return self._server.reached(_epoch_key(tag))
+
+    async def ping(self, part: str | None = None) -> float:
         sent_s = time.perf_counter()
         try:
-            await self._server.ping()
+            await self._server.ping(part)
         except hiredis.ReplyError as error:
             raise StoreUnavailable(f"the store answered {first_word(error)}") from None
         return time.perf_counter() - sent_s
@@ -290,8 +305,12 @@ def _reservation_key(tag: str, reservation_id: str) -> str:
     return f"tf2:{{{tag}}}:r:{reservation_id}"
 
 
+def _epoch_key(tag: str) -> str:
+    return f"tf2:{{{tag}}}:epoch"
+
+
 def _keys(tag: str, reservation_id: str, scopes: Iterable[str] = ()) -> list[str]:
-    keys = [f"tf2:{{{tag}}}:epoch", f"tf2:{{{tag}}}:r:{reservation_id}", f"tf2:{{{tag}}}:leases"]
+    keys = [_epoch_key(tag), f"tf2:{{{tag}}}:r:{reservation_id}", f"tf2:{{{tag}}}:leases"]
     keys += [f"tf2:{{{tag}}}:s:{scope}" for scope in scopes]
     return keys
 

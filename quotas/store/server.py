@@ -64,7 +64,10 @@ class Server:
         acknowledged: Callable[[Job, object], None],
         up: Callable[[], None],
         failed: Callable[[Job, Exception], bool] = _stays,
+        name: str = "",
     ) -> None:
+        self.name = name
+        self._reached = False
         self._acknowledged = acknowledged
         self._failed = failed
         self._up = up
@@ -81,6 +84,14 @@ class Server:
     def ready(self, _key: str) -> bool:
         """Whether a step of the key would be sent: all keys are this server's."""
         return self._pipeline.connected
+
+    def part(self, _key: str) -> str:
+        """The name of the server that has a key's slot."""
+        return self.name
+
+    def reached(self, _key: str) -> bool:
+        """Whether it ever answered."""
+        return self._reached
 
     async def start(self) -> None:
         """Connect and load the steps. Raises ``StoreUnavailable``."""
@@ -126,7 +137,7 @@ class Server:
             self._pipeline.send(ASKING, _ignore)
         return await self._pipeline.call(step.command(keys, arguments, scripted=self._scripted))
 
-    async def ping(self) -> None:
+    async def ping(self, _part: str | None = None) -> None:
         """Raises ``StoreUnavailable`` or ``hiredis.ReplyError``."""
         await self._pipeline.call(("PING",))
 
@@ -185,6 +196,7 @@ class Server:
         self._scripted = await LIBRARY.greet(ask)
 
     def _on_up(self) -> None:
+        self._reached = True
         self._up()
         self._pump()
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gateway.admission import Admission, NotAsked, Shares
+from gateway.admission import Admission, NotAsked
 from gateway.balances import Balances
 from gateway.leases import Leases
 from gateway.snapshot import KeyDoc, Principal, ProjectDoc, TenantDoc
@@ -28,67 +28,13 @@ def rate(capacity=600, per_minute=600, outage="local_share", **fields):
     return Limit("k3", "key", "tokens", "bucket", capacity, per_minute, 1, outage=outage, **fields)
 
 
-def slots(capacity, outage="local_share"):
-    return Limit("k3", "key", "concurrency", "concurrency", capacity, 0, 1, "now", outage=outage)
-
-
-def take(shares, amount, limit, now_ms=NOW_MS):
-    return shares.take((Charge(limit, amount),), now_ms)
-
-
-def test_a_share_starts_empty_and_fills_at_its_part_of_the_rate():
-    shares, limit = Shares(3), rate()
-    refused = take(shares, 1, limit)
-    assert (refused.admitted, refused.reason, refused.retry_after_ms) == (False, "rate", 300)
-    assert not take(shares, 1, limit, NOW_MS + 299).admitted
-    assert take(shares, 1, limit, NOW_MS + 300).admitted  # 600 a minute / 3 = one in 300 ms
-
-
-def test_all_processes_together_stay_within_one_rate():
-    limit, admitted = rate(), 0
-    for _ in range(4):
-        shares = Shares(4)
-        take(shares, 1, limit)
-        for step in range(1, 601):
-            admitted += take(shares, 1, limit, NOW_MS + step * 100).admitted
-
-    assert 590 <= admitted <= 600  # one minute at 600 a minute
-
-
-def test_a_part_of_the_burst_is_all_that_gathers():
-    shares, limit = Shares(3), rate(capacity=30)
-    take(shares, 1, limit)
-    assert take(shares, 10, limit, NOW_MS + 3_600_000).admitted
-    assert not take(shares, 1, limit, NOW_MS + 3_600_000).admitted
-
-
-def test_what_is_larger_than_a_part_or_may_not_be_shared_is_refused():
-    shares = Shares(3)
-    budget = Limit("k3", "key", "money", "quota", 100, 0, 1, "day", outage="local_share")
-    for amount, limit in ((11, rate(capacity=30)), (1, rate(outage="fail_closed")), (1, budget)):
-        with pytest.raises(StoreUnavailable):
-            take(shares, amount, limit)
-
-
-def test_requests_at_once_are_shared_and_come_back():
-    shares, limit = Shares(2), slots(4)
-    charge = (Charge(limit, 1),)
-    assert [shares.take(charge, NOW_MS).admitted for _ in range(3)] == [True, True, False]
-    shares.give_back(charge)
-    assert shares.take(charge, NOW_MS).admitted
-
-
-def test_shadow_limits_and_keys_without_limits_pass():
-    assert take(Shares(2), 5, rate(shadow=True, outage="fail_closed")).admitted
-    assert Shares(2).take((), NOW_MS).admitted
-
-
 class Store(MemoryStore):
     """A store that can be away."""
 
     def __init__(self):
         super().__init__(lambda: NOW_MS)
         self.away = False
+        self.was_reached = True
         self.asked = 0
         self.settled = []
 
@@ -102,10 +48,13 @@ class Store(MemoryStore):
         self.settled.append(settlement)
         super().settle(settlement, done)
 
-    async def ping(self):
+    async def ping(self, part=None):
         if self.away:
             raise StoreUnavailable("away")
         return 0.0
+
+    def reached(self, tag):
+        return self.was_reached
 
 
 class Bench:
@@ -114,7 +63,6 @@ class Bench:
         self.now_ms = NOW_MS
         balances = Balances(self.store, None, list)  # type: ignore[arg-type]
         self.now_s = 0.0
-        self.reached = True
         self.leases = Leases(
             self.store, Counters(), name="p", processes=lambda: 1, monotonic=lambda: self.now_s
         )
@@ -124,7 +72,6 @@ class Bench:
             self.leases,
             processes=lambda: 1,
             unix_ms=lambda: self.now_ms,
-            reached=lambda: self.reached,
         )
 
     def reserve(self, request_id, amount, limit):
@@ -284,7 +231,7 @@ async def test_money_is_spent_without_the_store_on_a_configured_credit_alone(ben
 
 
 async def test_a_process_that_never_reached_the_store_gives_no_credit(bench):
-    bench.reached = False
+    bench.store.was_reached = False
     bench.store.away = True
     with pytest.raises(StoreUnavailable):
         await money(bench, "r1", 1)

@@ -47,7 +47,7 @@ class Process:
         )
 
     async def ask(self, *charges):
-        draw = self.leases.draw(charges, away=False)
+        draw = self.leases.draw(charges, away=lambda tag: False)
         if draw.lacking:
             refused = await self.leases.fetch(draw)
             if refused is not None:
@@ -174,7 +174,7 @@ async def test_holds_that_are_out_are_held_again_after_an_outage(store, process)
     limit = slots("G1", capacity=100)
     draws = [await process.ask(Charge(limit, 1)) for _ in range(3)]
     await settled(process)
-    await process.leases.regain()
+    await process.leases.regain(lambda tag: True)
     assert await store.level(limit) == 97
     for draw in draws:
         process.leases.settle(draw, (Charge(limit, 0),))
@@ -215,7 +215,7 @@ async def test_a_shadow_limit_is_counted_and_refuses_nothing(store, process):
 async def test_a_store_that_is_away_leaves_the_draw_lacking(store, process):
     limit = bucket("A", capacity=1_000)
     store.away = True
-    draw = process.leases.draw((Charge(limit, 10),), away=False)
+    draw = process.leases.draw((Charge(limit, 10),), away=lambda tag: False)
     with pytest.raises(StoreUnavailable):
         await process.leases.fetch(draw)
     assert draw.lacking == [(0, 10)]

@@ -77,10 +77,10 @@ class Settles:
     def expire(self, tag: str, reservation_id: str) -> None:
         raise NotImplementedError("only owners expire")
 
-    async def flush(self, timeout_s: float) -> bool:
+    async def flush(self, timeout_s: float, part: str | None = None) -> bool:
         return not self._held
 
-    async def ping(self) -> float:
+    async def ping(self, part: str | None = None) -> float:
         return 0.0
 
     async def close(self) -> None:
