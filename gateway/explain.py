@@ -4,6 +4,7 @@ Asks the store without changing anything. Not here: who may ask (``gateway.route
 itself, the admin API over the link for an operator).
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -157,6 +158,7 @@ class Explainer:
             for limit in limits
         )
         found = await self._store.inspect(principal.tag, charges) if charges else None
+        shared = await self._shared_by_all(principal, now_ms)
         key = principal.key
         expires_s = max((each.expires_s or 0 for each in key.secrets), default=0)
         return {
@@ -165,11 +167,47 @@ class Explainer:
             "models": None if key.models is None else list(key.models),
             "expires_at": expires_s or None,
             "limits": [
-                _limit(charge, level, gauge) | {"model": of_models.get(id(charge.limit))}
-                for charge, level, gauge in _rows(charges, found)
+                *[
+                    _limit(charge, seen.verdict.levels[0], seen.gauges[0]) | {"model": model}
+                    for charge, model, seen in shared
+                ],
+                *[
+                    _limit(charge, level, gauge) | {"model": of_models.get(id(charge.limit))}
+                    for charge, level, gauge in _rows(charges, found)
+                ],
             ],
             "refusals": _refusals(self._refusals.recent(key.id)),
         }
+
+    async def _shared_by_all(
+        self, principal: Principal, now_ms: int
+    ) -> list[tuple[Charge, str | None, Inspection]]:
+        """What all tenants share and this key is held to: of the platform, then of each model that it
+        may use, its pool's included. Levels as the store has them: what processes hold unspent counts
+        as used.
+        """
+        platform = self._snapshot.platform
+        named: dict[int, tuple[Limit, str | None]] = {
+            id(limit): (limit, None) for limit in platform.limits
+        }
+        for model in self._snapshot.models.values():
+            if _may_use(principal, model.name):
+                for limit in platform.limits_for(model):
+                    named.setdefault(id(limit), (limit, model.name))
+        calendar = self._calendars.of("UTC")
+        charges = [
+            Charge(
+                limit, 0, calendar.at(limit.window, now_ms) if limit.algorithm == "quota" else None
+            )
+            for limit, _ in named.values()
+        ]
+        seen = await asyncio.gather(
+            *[self._store.inspect(tag_of(charge.limit), (charge,)) for charge in charges]
+        )
+        return [
+            (charge, model, each)
+            for charge, (_, model), each in zip(charges, named.values(), seen, strict=True)
+        ]
 
 
 def _credits(principal: Principal) -> dict[str, int]:

@@ -124,7 +124,7 @@ class Core:
             store,
             ship=self._ship,
             unsettled=self.shipper.unsettled_of,
-            alone=settings.hosts == 1,
+            host=DataFolder(settings.data_dir).host_id(),
         )
         self.totals = Totals(data_dir / "counters", host_pid)
         context = context_from(self.feed.snapshot)

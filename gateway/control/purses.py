@@ -22,6 +22,7 @@ from gateway.snapshot import Snapshot
 from gateway.store.credit import balances, ended_grants, expire_grants, recent_moves
 from gateway.store.database import Database
 from gateway.store.hours import book_hours
+from gateway.store.open_requests import is_alone
 from quotas.errors import StoreUnavailable
 from quotas.limits import Charge, Limit
 from quotas.ports import QuotaStore
@@ -55,7 +56,7 @@ class Purses:
     """One per control process. ``store`` None: reservations live in data processes' memory.
 
     ``unsettled``: request ids of a tag that SQL has and the store has not acknowledged.
-    ``alone``: no other host ships to this database, so that nothing is under way unseen.
+    ``host``: this one; while no other ships to this database, nothing is under way unseen.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Purses:
         *,
         ship: Callable[[], Awaitable[None]],
         unsettled: Callable[[str], tuple[str, ...]],
-        alone: bool,
+        host: str,
     ) -> None:
         self._db = db
         self._snapshot = snapshot
@@ -75,7 +76,7 @@ class Purses:
         self._store = store
         self._ship = ship
         self._unsettled = unsettled
-        self._alone = alone
+        self._host = host
         self.drift_micro = 0  # of the last comparison: the sum over tenants, SQL less store
         self.corrected = 0
         #: Some process, or the store, may not know of every credit.
@@ -165,6 +166,7 @@ class Purses:
         found: dict[int, int] = {}
         if self._store is None:
             return found
+        alone = await is_alone(self._db, self._host)
         for tenant_id in list(self._snapshot.tenants):
             limit = self._balance_of(tenant_id)
             drift = None if limit is None else await self._drift(self._store, tenant_id, limit)
@@ -173,7 +175,7 @@ class Purses:
             found[tenant_id] = drift
             if drift < 0:
                 _log.error("%s: the store has %d micro more than SQL", limit.scope_name, -drift)
-            if drift < 0 or (drift and self._alone):
+            if drift < 0 or (drift and alone):
                 await self._correct(self._store, f"t{tenant_id}", limit, drift)
         self.drift_micro = sum(found.values())
         return found

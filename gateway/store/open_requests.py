@@ -44,6 +44,16 @@ async def tell(db: Database, host: str, question: int, claims: str) -> None:
         )
 
 
+async def is_alone(db: Database, host: str) -> bool:
+    """Whether no other host was seen for a day: one that is gone may have left records to ship."""
+    async with db.read() as connection:
+        seen = select(open_requests.c.host).where(
+            open_requests.c.host != host,
+            open_requests.c.seen_ms > now_ms(connection) - FORGOTTEN_MS,
+        )
+        return (await connection.execute(seen.limit(1))).first() is None
+
+
 async def ask(db: Database, host: str) -> dict[str, int]:
     """Ask all other hosts that live; the number of each one's question."""
     async with db.begin() as connection:

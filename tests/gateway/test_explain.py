@@ -6,7 +6,16 @@ from gateway.contract.errors import StoreAway, TooManyReads
 from gateway.explain import LOOKS_PER_KEY_MAX, Asked, Explainer, name_of
 from gateway.leases import Leases
 from gateway.refusals import Refusal, Refusals
-from gateway.snapshot import KeyDoc, ModelDoc, Move, ProjectDoc, Snapshot, TenantDoc, encode_doc
+from gateway.snapshot import (
+    KeyDoc,
+    ModelDoc,
+    Move,
+    PlatformDoc,
+    ProjectDoc,
+    Snapshot,
+    TenantDoc,
+    encode_doc,
+)
 from gateway.telemetry.counters import Counters
 from quotas.calendar import periods_at
 from quotas.errors import StoreUnavailable
@@ -93,6 +102,27 @@ async def test_a_refusal_to_come_names_the_binding_limit_and_the_wait(bench):
 async def test_explaining_changes_nothing(bench):
     before = await bench.explainer.explain(3, 7, Asked(500, 200))
     assert await bench.explainer.explain(3, 7, Asked(500, 200)) == before
+
+
+async def test_a_key_sees_what_all_tenants_share_of_the_models_that_it_may_use(bench):
+    everybodys = bucket("A", "requests", capacity=50, per_minute=50)
+    of_pool = bucket("G1", "tokens", capacity=70, per_minute=70)
+    of_secret = bucket("M8", "tokens", capacity=90, per_minute=90)
+    platform = PlatformDoc(
+        limits=(everybodys,), pool_limits={1: (of_pool,)}, model_limits={8: (of_secret,)}
+    )
+    bench.snapshot.apply(2, [Move("platform", platform.id, encode_doc(platform))])
+    taken = (Charge(bench.snapshot.platform.limits[0], 20),)
+    assert (await bench.store.reserve("A", "lease", taken, 60)).admitted
+
+    said = await bench.explainer.look(bench.principal)
+
+    limits = by_name(said)
+    platforms = limits["scope A", "requests per minute"]
+    assert (platforms["remaining"], platforms["model"]) == (30, None)
+    assert limits["scope G1", "tokens per minute"]["model"] == "llama"
+    assert ("scope M8", "tokens per minute") not in limits
+    assert all("holders" not in each and "leases" not in each for each in said["limits"])
 
 
 async def test_unknown_rows_are_not_explained(bench):

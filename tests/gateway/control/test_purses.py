@@ -13,6 +13,7 @@ from gateway.store.corrections import reprice_record, reverse_record
 from gateway.store.credit import add_credit, levels_micro, reverse_credit
 from gateway.store.database import Database
 from gateway.store.ledger import insert_records
+from gateway.store.open_requests import note
 from quotas.errors import StoreUnavailable
 from quotas.limits import Charge, Limit
 from quotas.ports import Seed
@@ -49,7 +50,7 @@ class Bench:
         self.link = Link()
         self.unsettled: tuple[str, ...] = ()
         (self.limit,) = (each for each in snapshot.tenants[1].limits if each.algorithm == "balance")
-        values: dict[str, Any] = {"store": self.store, "alone": True} | options
+        values: dict[str, Any] = {"store": self.store} | options
         self.purses = Purses(
             db,
             snapshot,
@@ -57,7 +58,7 @@ class Bench:
             values["store"],
             ship=self._ship,
             unsettled=lambda _tag: self.unsettled,
-            alone=values["alone"],
+            host="one",
         )
 
     async def _ship(self) -> None:
@@ -231,12 +232,13 @@ async def test_a_store_that_lost_a_charge_is_found_and_put_right(
     assert made.purses.corrected == 1
 
 
-@pytest.mark.parametrize(("alone", "left"), [(True, 3 * MICRO), (False, 3 * MICRO - 7)])
+@pytest.mark.parametrize(("host", "left"), [("one", 3 * MICRO), ("two", 3 * MICRO - 7)])
 async def test_what_the_store_lacks_comes_back_where_no_other_host_may_owe_it(
-    db: Database, monkeypatch: pytest.MonkeyPatch, alone: bool, left: int
+    db: Database, monkeypatch: pytest.MonkeyPatch, host: str, left: int
 ) -> None:
     monkeypatch.setattr("gateway.control.purses.time.time_ns", lambda: (NOW_MS + 5_000) * 10**6)
-    made = await bench(db, alone=alone)
+    made = await bench(db)
+    await note(db, host)
     epoch = await made.store.epoch("t1")
     await made.store.adjust("t1", epoch, "lost", made.limit, -7)
 

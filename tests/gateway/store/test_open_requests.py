@@ -35,6 +35,18 @@ async def test_an_older_answer_is_none_to_a_later_question(db: Database) -> None
     assert await open_requests.note(db, "two") == 2
 
 
+async def test_a_host_is_alone_while_no_other_was_seen_for_a_day(db: Database) -> None:
+    await open_requests.note(db, "one")
+    assert await open_requests.is_alone(db, "one")
+    await open_requests.note(db, "two")
+    assert not await open_requests.is_alone(db, "one")
+    async with db.begin() as connection:
+        await connection.execute(
+            update(rows).values(seen_ms=rows.c.seen_ms - open_requests.FORGOTTEN_MS)
+        )
+    assert await open_requests.is_alone(db, "one")
+
+
 async def test_a_host_that_was_not_seen_lately_is_not_asked_and_forgotten_in_time(
     db: Database,
 ) -> None:
