@@ -176,7 +176,6 @@ async def _processes(
             leases,
             processes=lambda: PROCESSES,
             unix_ms=_unix_ms,
-            reached=lambda: True,
         )
         made.append((store, admission))
     await until(lambda: all(link.connected for link in links))

@@ -128,3 +128,17 @@ def test_above_it_a_request_spills_and_is_sold_as_to_everybody(market):
 
     wait_until(lambda: charged() is not None)
     assert charged() == owed
+
+
+def test_what_all_tenants_share_holds_a_spilled_request_once_and_a_reserved_one_not_at_all(market):
+    market.gateway.cli("limits", "set", "@platform", "requests_per_minute=3")
+    wait_until(lambda: "platform" in market.get("spilling", "/key").text)
+
+    spilled = [market.ask("spilling", RATE * 2) for _ in range(4)]
+    reserved = market.ask("guarded", 1)
+
+    assert [each.status_code for each in spilled] == [200, 200, 200, 429]
+    assert {each.headers["x-tf-throughput"] for each in spilled[:3]} == {"spilled"}
+    assert "platform" in spilled[3].json()["error"]["message"]
+    error = reserved.json().get("error", {}).get("message", "")
+    assert "platform" not in error, "nobody's load holds back what was bought"
