@@ -50,7 +50,7 @@ from gateway.forward import Forwarder
 from gateway.health import Health
 from gateway.metering.board import Slot
 from gateway.metering.desk import Desk
-from gateway.metering.slots import RESERVED_BIT
+from gateway.metering.slots import RESERVED_BIT, ids_of
 from gateway.recount import Counted, Recount
 from gateway.refusals import Refusal, Refusals, Refused, used_of
 from gateway.snapshot import ModelDoc, Principal, Snapshot
@@ -350,7 +350,6 @@ class Inference:
         envelope = call.envelope
         assert envelope is not None
         principal, model = terms.principal, terms.model
-        price = terms.version
         amounts = (
             1,
             intent.prompt_estimate,
@@ -370,11 +369,7 @@ class Inference:
             )
         slot.reserving(
             bytes.fromhex(call.request_id),
-            principal.tenant.id,
-            principal.project.id,
-            principal.key.id,
-            model.id,
-            price.id if price else 0,
+            terms.slot_ids or _name_rows(terms),
             _CODE_OF[envelope.operation] | (RESERVED_BIT if terms.reserved else 0),
             envelope.n,
             envelope.prompts,
@@ -645,6 +640,14 @@ class Inference:
         if series is None:
             series = self._series[model.name] = ModelSeries(self._counters, model.name)
         series.count(record.outcome, record.usage, record.ttft_ms)
+
+
+def _name_rows(terms: Terms) -> bytes:
+    """What slots say of these terms' rows, from now on."""
+    principal, price = terms.principal, terms.version
+    ids = (principal.tenant.id, principal.project.id, principal.key.id, terms.model.id)
+    terms.slot_ids = ids_of(*ids, price.id if price else 0)
+    return terms.slot_ids
 
 
 def _ttl_s(model: ModelDoc) -> int:

@@ -91,7 +91,8 @@ class Terms:
     at once, None where there is none. ``spends``: money is limited here and enforced; ``price`` is the
     model's where it is in the currency that is limited. ``labels``: of each limit, for counting.
     ``version``: the price of its ``tier``, in whatever currency. ``reserved``: these are of throughput that the tenant has reserved; ``spills``: a request that they
-    refuse is admitted as everybody's is.
+    refuse is admitted as everybody's is. ``slot_ids``: the rows as a slot of the board names them, kept
+    here by who writes there.
     """
 
     __slots__ = (
@@ -113,6 +114,7 @@ class Terms:
         "principal",
         "reserved",
         "shared",
+        "slot_ids",
         "spends",
         "spills",
         "tier",
@@ -155,6 +157,7 @@ class Terms:
         self._on_throughput: Terms | None = None
         self.reserved = self.spills = False
         self.shared = shared
+        self.slot_ids = b""
         self._shared_at = tuple([DIMENSIONS.index(limit.dimension) for limit in shared])
         self._utc = utc or Calendar(UTC)
 

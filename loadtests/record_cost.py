@@ -24,11 +24,13 @@ from gateway.metering.board import Slot
 from gateway.metering.desk import Desk
 from gateway.metering.incarnation import Incarnation
 from gateway.metering.journal import segment_paths
+from gateway.metering.slots import ids_of
 from quotas.limits import Charge, Limit
 from quotas.ports import Settlement
 from quotas.record import AttemptEntry, UsageRecord
 
 ROUNDS = 15
+IDS = ids_of(1, 2, 3, 4, 5)
 REQUEST_US, CHUNK_US = 6.0, 0.6
 LIMITS = (
     Limit("t1", "tenant acme", "requests", "bucket", 600, 600, 1),
@@ -83,7 +85,7 @@ def record_of(request_id: str) -> Closing:
 
 def one_request(desk: Desk, request_id: bytes, closing: Closing) -> None:
     slot = desk.claim()
-    slot.reserving(request_id, 1, 2, 3, 4, 5, 0, 1, 1, 500, 256, 1_800_000_000_000)
+    slot.reserving(request_id, IDS, 0, 1, 1, 500, 256, 1_800_000_000_000)
     slot.reserved("0" * 16)
     slot.dispatched(0, 6, 1_800_000_000_004)
     desk.close(slot, closing)
@@ -123,7 +125,7 @@ def main() -> None:
         gc.freeze()
         requests = [requests_us(life, desk, asked.requests) for _ in range(ROUNDS)]
         slot = desk.claim()
-        slot.reserving(bytes(16), 1, 2, 3, 4, 5, 0, 1, 1, 500, 256, 1_800_000_000_000)
+        slot.reserving(bytes(16), IDS, 0, 1, 1, 500, 256, 1_800_000_000_000)
         slot.reserved("0" * 16)
         slot.dispatched(0, 6, 1_800_000_000_004)
         chunks = [chunks_us(slot, asked.chunks) for _ in range(ROUNDS)]

@@ -28,7 +28,10 @@ _HEADER = Struct("<8sIII")
 
 
 class Board:
-    """The file and its free list. One per incarnation; used by one thread."""
+    """The file and its free list. One per incarnation; used by one thread.
+
+    ``free``: slots to be had; a claim takes the last one freed, whose page is warm.
+    """
 
     def __init__(self, path: Path, slots: int) -> None:
         """Create the file, all of it allocated: a full disk fails here and never as SIGBUS.
@@ -44,21 +47,21 @@ class Board:
             os.close(descriptor)
         _HEADER.pack_into(self.map, 0, MAGIC, SLOT_BYTES, slots, _header_check(slots))
         self.slots = slots
-        self._free: list[Slot] = []
-        self._free.extend(
-            Slot(self.map, HEADER_BYTES + index * SLOT_BYTES, index, self._free)
+        self.free: list[Slot] = []
+        self.free.extend(
+            Slot(self.map, HEADER_BYTES + index * SLOT_BYTES, index, self.free)
             for index in reversed(range(slots))
         )
 
     @property
     def in_use(self) -> int:
-        return self.slots - len(self._free)
+        return self.slots - len(self.free)
 
     def claim(self) -> Slot | None:
-        """A free slot, or None when all are taken. The last one freed comes first: its page is warm."""
-        if not self._free:
+        """A free slot, or None when all are taken."""
+        if not self.free:
             return None
-        slot = self._free.pop()
+        slot = self.free.pop()
         slot.claimed = True
         return slot
 

@@ -24,6 +24,7 @@ class Desk:
 
     def __init__(self, board: Board, journal: Journal, store: QuotaStore) -> None:
         self._board = board
+        self._free = board.free
         self._journal = journal
         self._store = store
         self._waiting: deque[tuple[Slot, Closing]] = deque()
@@ -37,9 +38,11 @@ class Desk:
         """A slot for a request about to be reserved. Raises ``NoCapacity``: a request that could
         not be recorded is not served.
         """
-        slot = self._board.claim() if self._journal.admitting else None
-        if slot is None:
+        free = self._free
+        if not free or not self._journal.admitting:
             raise NoCapacity(RETRY_AFTER_S)
+        slot = free.pop()  # Board.claim, without the call
+        slot.claimed = True
         return slot
 
     def drop(self, slot: Slot) -> None:
@@ -56,11 +59,19 @@ class Desk:
         """Books of an ended exchange. Never raises for want of room: what cannot be written now
         stays in its slot and is tried again by ``retry``.
         """
-        if closing.record is None:
-            self.give_up(slot, closing.settlement.tag, closing.settlement.reservation_id)
+        record, settlement = closing.record, closing.settlement
+        if record is None:
+            self.give_up(slot, settlement.tag, settlement.reservation_id)
             return
-        slot.ended(closing.record)
-        self.file(slot, closing)
+        journal = self._journal
+        slot.ended(record)
+        try:
+            sequence = journal.append(encode(record))
+        except JournalFull:
+            self._waiting.append((slot, closing))
+            return
+        self._store.settle(settlement, partial(journal.mark_settled, sequence))
+        slot.free()
 
     def note(self, slot: Slot, record: UsageRecord) -> None:
         """The ending into the slot. ``file`` follows, now or once better counts have come; who dies

@@ -54,8 +54,7 @@ _ATTEMPT_AT = tuple(ATTEMPTS_AT + each * ATTEMPT.size for each in range(ATTEMPTS
 class Slot:
     """Made by ``Board``; used between ``Board.claim`` and ``free``.
 
-    Ids are SQL ids in 1..2^32-1 (0 = none for the price); ``struct.error`` beyond that. Counts are
-    what an engine said and are cut to 0..2^32-1.
+    Counts are what an engine said and are cut to 0..2^32-1.
     """
 
     __slots__ = (
@@ -91,11 +90,7 @@ class Slot:
     def reserving(
         self,
         request_id: bytes,
-        tenant_id: int,
-        project_id: int,
-        key_id: int,
-        model_id: int,
-        price_id: int,
+        ids: bytes,
         operation: int,
         choices: int,
         prompts: int,
@@ -103,7 +98,7 @@ class Slot:
         cap: int,
         started_ms: int,
     ) -> None:
-        """Who and what, before the store is asked. ``request_id`` is 16 bytes; ``operation`` an
+        """Who and what, before the store is asked. ``request_id`` is 16 bytes; ``ids`` as ``ids_of`` makes them; ``operation`` an
         index into ``OPERATIONS``, perhaps with ``RESERVED_BIT``; ``choices`` a prompt; ``estimate`` and ``cap`` in tokens.
         """
         generation = self._generation = self._generation + 1 & U32
@@ -111,26 +106,13 @@ class Slot:
         self._started_ms = started_ms
         try:
             identity = _pack_identity(
-                operation,
-                choices,
-                generation,
-                request_id,
-                tenant_id,
-                project_id,
-                key_id,
-                model_id,
-                price_id,
-                prompts,
-                estimate,
-                cap,
-                started_ms,
+                operation, choices, generation, request_id, ids, prompts, estimate, cap, started_ms
             )
-        except struct.error:  # sizes are the caller's words and may be absurd; ids may not
-            ids = (tenant_id, project_id, key_id, model_id, price_id)
+        except struct.error:  # sizes are the caller's words and may be absurd
             sizes = (_cut(prompts), _cut(estimate), _cut(cap))
             choices = min(choices, 0xFFFF)
             identity = _pack_identity(
-                operation, choices, generation, request_id, *ids, *sizes, started_ms
+                operation, choices, generation, request_id, ids, *sizes, started_ms
             )
         mapping = self._map
         _store_fresh(mapping, self._identity_at, identity, crc32(identity))

@@ -49,7 +49,8 @@ SOURCES: tuple[Source, ...] = (
 U32 = 0xFFFFFFFF
 _SEQUENCE_BITS = 24
 
-IDENTITY = Struct("<BHI16s5I3IQ")
+IDENTITY = Struct("<BHI16s20s3IQ")
+IDS = Struct("<5I")
 EPOCH = Struct("<24sI")
 ATTEMPT = Struct("<5IHBB")
 #: The epoch and the first attempt beside it, as they are stored at once: zeros but for its endpoint, its
@@ -153,6 +154,13 @@ class Torn(msgspec.Struct, frozen=True):
     index: int
 
 
+def ids_of(tenant_id: int, project_id: int, key_id: int, model_id: int, price_id: int) -> bytes:
+    """The rows that a slot names, as it has them: SQL ids, 0 = no price. Raises ``struct.error`` beyond
+    0..2^32-1.
+    """
+    return IDS.pack(tenant_id, project_id, key_id, model_id, price_id)
+
+
 def decode_slot(data: bytes, index: int = -1, *, of_first: bool = False) -> SlotImage | Torn | None:
     """One slot's 256 bytes; None = free. Never raises on any 256 bytes. ``of_first``: of a board that
     the first release made, whose checksums began with the generation's own.
@@ -165,8 +173,8 @@ def decode_slot(data: bytes, index: int = -1, *, of_first: bool = False) -> Slot
     known = data[0] <= SlotState.ENDED and operation < len(OPERATIONS)
     if not known or crc32(identity) != CRC.unpack_from(data, IDENTITY_CRC_AT)[0]:
         return Torn(index)
-    choices, generation, request_id, tenant, project, key, model, price = fields[1:9]
-    prompts, estimate, cap, started_ms = fields[9:]
+    choices, generation, request_id, ids, prompts, estimate, cap, started_ms = fields[1:]
+    tenant, project, key, model, price = IDS.unpack(ids)
     salt = crc32(CRC.pack(generation)) if of_first else generation
     attempts = _decode_attempts(data)
     return SlotImage(

@@ -12,6 +12,7 @@ from gateway.engines import Engines
 from gateway.exchange import State
 from gateway.forward import Forwarder
 from gateway.metering.board import Board, read_board
+from gateway.metering.slots import ids_of
 from gateway.snapshot import ModelDoc, Snapshot, Timeouts
 from gateway.telemetry.counters import Counters
 from gateway.telemetry.tracing import context_from
@@ -95,7 +96,7 @@ class Bench:
         )
 
     def reserving(self):
-        self.slot.reserving(bytes(16), 1, 2, 3, 4, 0, 0, 1, 1, 9, 3, 1_000)
+        self.slot.reserving(bytes(16), ids_of(1, 2, 3, 4, 0), 0, 1, 1, 9, 3, 1_000)
         self.slot.reserved("e")
 
     def close(self):

@@ -15,6 +15,7 @@ from pathlib import Path
 from gateway.metering.frames import pack_frame
 from gateway.metering.incarnation import Incarnation
 from gateway.metering.inquest import RecoveryContext
+from gateway.metering.slots import ids_of
 from gateway.terms import DIMENSIONS
 from quotas.limits import Charge, Limit, charges_for
 from quotas.record import AttemptEntry, UsageRecord, encode
@@ -135,11 +136,7 @@ def live(incarnation: Incarnation, request_id: bytes = REQUEST_ID) -> Iterator[s
     yield "claimed"
     slot.reserving(
         request_id,
-        TENANT,
-        PROJECT,
-        KEY,
-        MODEL,
-        PRICE,
+        ids_of(TENANT, PROJECT, KEY, MODEL, PRICE),
         0,
         CHOICES,
         PROMPTS,

@@ -9,6 +9,7 @@ from gateway.contract.errors import GenerationNotFound, InvalidBody
 from gateway.control.generations import Generations
 from gateway.link.messages import Read
 from gateway.metering.incarnation import Incarnation
+from gateway.metering.slots import ids_of
 from gateway.store.database import Database
 from gateway.store.ledger import insert_records
 from quotas.record import AttemptEntry
@@ -100,7 +101,7 @@ async def test_a_request_that_runs_is_told_to_its_key_alone(db: Database, tmp_pa
     life = Incarnation.create(tmp_path, 0, 16)
     slot = life.board.claim()
     assert slot is not None
-    slot.reserving(bytes.fromhex(f"{1:032x}"), 1, 1, 5, 1, 1, 0, 1, 1, 9, 9, START_MS)
+    slot.reserving(bytes.fromhex(f"{1:032x}"), ids_of(1, 1, 5, 1, 1), 0, 1, 1, 9, 9, START_MS)
     look = Generations(db, tmp_path, nothing_waits).look
     assert await look(question(f"{1:032x}", key_id=5)) == {
         "object": "generation",

@@ -12,6 +12,7 @@ from gateway.control.capabilities import UsageFound
 from gateway.control.reconciler import Reconciler
 from gateway.metering.board import Slot
 from gateway.metering.incarnation import Incarnation
+from gateway.metering.slots import ids_of
 from gateway.store import open_requests, reconciliations
 from gateway.store.database import Database, open_database
 from gateway.store.ledger import insert_records
@@ -207,7 +208,7 @@ async def hosts_live(db: Database, count: int) -> None:
 
 
 def sent(slot: Slot, now_ms: int) -> None:
-    slot.reserving(bytes(16), 1, 2, 3, 4, 5, 0, 1, 1, 10, 50, now_ms)
+    slot.reserving(bytes(16), ids_of(1, 2, 3, 4, 5), 0, 1, 1, 10, 50, now_ms)
     slot.reserved("e")
     slot.dispatched(0, 1, now_ms)
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from gateway.metering.board import Board, Slot, SlotImage, Torn, free_slot, read_board
+from gateway.metering.slots import ids_of
 
 
 def opened(board: Board, number: int) -> Slot:
     slot = board.claim()
     assert slot is not None
-    slot.reserving(number.to_bytes(16), 1, 2, 3, 4, 5, 0, 1, 1, 100, 50, 1_700_000_000_000)
+    slot.reserving(number.to_bytes(16), ids_of(1, 2, 3, 4, 5), 0, 1, 1, 100, 50, 1_700_000_000_000)
     return slot
 
 

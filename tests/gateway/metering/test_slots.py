@@ -15,6 +15,7 @@ from gateway.metering.slots import (
     SlotState,
     Torn,
     decode_slot,
+    ids_of,
 )
 from tests.support.records import ending
 
@@ -40,7 +41,7 @@ def bytes_of(board: Board, slot: Slot) -> bytes:
 
 
 def open_slot(slot: Slot, request_id: bytes = bytes(16)) -> None:
-    slot.reserving(request_id, 1, 2, 3, 4, 5, 0, 1, 1, 100, 50, NOW_MS - 9)
+    slot.reserving(request_id, ids_of(1, 2, 3, 4, 5), 0, 1, 1, 100, 50, NOW_MS - 9)
 
 
 def mixtures(before: bytes, after: bytes) -> Iterator[bytes]:
@@ -155,7 +156,7 @@ def test_delivered_is_said_by_a_count_or_by_the_caller(board: Board) -> None:
 
 def test_absurd_counts_are_cut_and_do_not_raise(board: Board) -> None:
     slot = claimed(board)
-    slot.reserving(bytes(16), 1, 2, 3, 4, 5, 0, 1 << 40, 1 << 40, 1 << 40, 1 << 40, 1)
+    slot.reserving(bytes(16), ids_of(1, 2, 3, 4, 5), 0, 1 << 40, 1 << 40, 1 << 40, 1 << 40, 1)
     slot.reserved("e" * 24)
     slot.dispatched(0, 7, NOW_MS)
     slot.progress(0, -5, 1 << 80)
@@ -207,7 +208,7 @@ def test_a_flipped_bit_in_the_identity_is_torn_and_elsewhere_changes_no_identity
 
 def test_a_slot_remembers_that_it_was_admitted_on_reserved_throughput(board: Board) -> None:
     slot = claimed(board)
-    slot.reserving(bytes(16), 1, 2, 3, 4, 5, 1 | RESERVED_BIT, 1, 1, 100, 50, NOW_MS - 9)
+    slot.reserving(bytes(16), ids_of(1, 2, 3, 4, 5), 1 | RESERVED_BIT, 1, 1, 100, 50, NOW_MS - 9)
     image = decode_slot(bytes_of(board, slot))
 
     assert isinstance(image, SlotImage)
