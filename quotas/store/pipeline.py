@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -28,6 +29,8 @@ LAST_BACKOFF_S = 2.0
 STALLED_TIMEOUTS = 4
 #: After a loop that was held up, replies that wait in the socket are read before a call fails.
 GRACE_S = 0.002
+#: Commands that nobody waits for ride with those of others, this long at most.
+GATHER_S = 0.005
 
 Argument = bytes | str | int
 #: Gets the reply; an error reply as ``hiredis.ReplyError``; ``StoreUnavailable`` when none came.
@@ -122,6 +125,8 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
         self._waiting: deque[tuple[Answer, float]] = deque()  # with the time it was sent
         self._unwritten: list[bytes] = []
+        self._writing: asyncio.Handle | None = None  # due in this tick
+        self._writing_later: asyncio.Handle | None = None
         self._heard_s = self._loop.time()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -149,11 +154,16 @@ class _Connection(asyncio.Protocol):
             answer(StoreUnavailable("the store closed the connection"))
         self._lost(self)
 
-    def send(self, command: Command, answer: Answer) -> None:
+    def send(self, command: Command, answer: Answer, *, later: bool = False) -> None:
+        """In this tick's write; ``later``: with the next one, at most ``GATHER_S`` from now."""
         self._waiting.append((answer, self._loop.time()))
-        if not self._unwritten:
-            self._loop.call_soon(self._write)
         self._unwritten.append(hiredis.pack_command(cast(Any, command)))
+        if self._writing is not None:
+            return
+        if not later:
+            self._writing = self._loop.call_soon(self._write)
+        elif self._writing_later is None:
+            self._writing_later = self._loop.call_later(GATHER_S, self._write)
 
     def stalled(self, longest_s: float) -> bool:
         """Whether the oldest command waits that long, with no byte heard since."""
@@ -166,6 +176,9 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _write(self) -> None:
+        if self._writing_later is not None:
+            self._writing_later.cancel()
+        self._writing = self._writing_later = None
         unwritten, self._unwritten = self._unwritten, []
         if self._transport is not None:
             self._transport.write(b"".join(unwritten))
@@ -195,6 +208,8 @@ class Pipeline:
         self._up = up
         self._connection: _Connection | None = None
         self._task: asyncio.Task[None] | None = None
+        self._calls: deque[tuple[float, asyncio.Future[object]]] = deque()  # by when they are due
+        self._overdue: asyncio.TimerHandle | None = None
 
     @property
     def connected(self) -> bool:
@@ -211,37 +226,34 @@ class Pipeline:
         if self._task is None:
             self._task = asyncio.create_task(self._keep(None), name="store connection")
 
-    def send(self, command: Command, answer: Answer) -> None:
-        """Queue for this tick's write. Raises ``StoreUnavailable`` while down: nothing was sent."""
+    def send(self, command: Command, answer: Answer, *, later: bool = False) -> None:
+        """Queue for this tick's write, or ``later`` for the next there is, within ``GATHER_S``. Raises
+        ``StoreUnavailable`` while down: nothing was sent.
+        """
         if self._connection is None:
             raise StoreUnavailable("the store is not connected")
-        self._connection.send(command, answer)
+        self._connection.send(command, answer, later=later)
 
     async def call(self, command: Command) -> object:
         """The reply. Raises ``StoreUnavailable`` (down, lost, late) or ``hiredis.ReplyError``."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[object] = loop.create_future()
+        self.send(command, partial(_answer, future))
+        self._calls.append((loop.time() + self._timeout_s, future))
+        if self._overdue is None:
+            self._overdue = loop.call_later(self._timeout_s, self._give_up, loop)
+        return await future
 
-        def answer(reply: object) -> None:
+    def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Whoever has waited long enough; one timer for all, since all wait equally long."""
+        calls = self._calls
+        now_s = loop.time()
+        while calls and (calls[0][1].done() or calls[0][0] <= now_s):
+            future = calls.popleft()[1]
             if not future.done():
-                if isinstance(reply, Exception):
-                    future.set_exception(reply)
-                else:
-                    future.set_result(reply)
-
-        def late() -> None:
-            answer(StoreUnavailable("the store did not answer in time"))
-
-        def overdue() -> None:
-            if not future.done():
-                loop.call_later(GRACE_S, late)
-
-        self.send(command, answer)
-        timer = loop.call_later(self._timeout_s, overdue)
-        try:
-            return await future
-        finally:
-            timer.cancel()
+                loop.call_later(GRACE_S, _answer, future, _late())
+        again = bool(calls)
+        self._overdue = loop.call_later(calls[0][0] - now_s, self._give_up, loop) if again else None
 
     def reconnect(self) -> None:
         """Drop the connection and make another: what answers there is not what it was."""
@@ -253,6 +265,9 @@ class Pipeline:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
 
     async def _keep(self, made: tuple[_Connection, asyncio.Event] | None) -> None:
         """Stand by the connection, and connect again whenever it is lost."""
@@ -347,6 +362,19 @@ class Pipeline:
             return reply
 
         await self._greeting(ask)
+
+
+def _answer(future: "asyncio.Future[object]", reply: object) -> None:
+    if future.done():
+        return
+    if isinstance(reply, Exception):
+        future.set_exception(reply)
+    else:
+        future.set_result(reply)
+
+
+def _late() -> StoreUnavailable:
+    return StoreUnavailable("the store did not answer in time")
 
 
 def first_word(error: Exception) -> str:

@@ -160,7 +160,7 @@ class Server:
             try:
                 if job.asking:
                     self._pipeline.send(ASKING, _ignore)
-                self._pipeline.send(command, partial(self._answered, job))
+                self._pipeline.send(command, partial(self._answered, job), later=True)
             except StoreUnavailable as lost:
                 self._answered(job, lost)
                 return

@@ -92,6 +92,28 @@ async def test_one_tick_of_calls_is_one_write(valkey, opened):
     assert valkey.admin.info("stats")["total_reads_processed"] - reads <= 3
 
 
+async def test_what_nobody_waits_for_rides_with_the_next_call_or_goes_soon(valkey, opened):
+    pipeline = await opened(valkey.unix_url)
+    writes = []
+    connection = pipeline._connection
+    write = connection._write
+    connection._write = lambda: writes.append(len(connection._unwritten)) or write()
+    told = []
+
+    pipeline.send(("ECHO", "a"), told.append, later=True)
+    pipeline.send(("ECHO", "b"), told.append, later=True)
+    await asyncio.sleep(0)
+    assert (writes, told) == ([], [])
+    assert await pipeline.call(("ECHO", "c")) == b"c"  # and what was told before it came before it
+    assert (writes, told) == ([3], [b"a", b"b"])
+
+    pipeline.send(("ECHO", "d"), told.append, later=True)
+    began_s = time.monotonic()
+    await until(lambda: b"d" in told, 1.0)
+    assert time.monotonic() - began_s < 0.2
+    assert writes == [3, 1]
+
+
 async def test_two_thousand_cancelled_callers_leave_nobody_a_wrong_reply(valkey, opened):
     chance = random.Random(7)
     pipeline = await opened(valkey.tcp_url)
