@@ -3,6 +3,7 @@
 Starts a Valkey of its own on loopback and shows:
 
     overshoot   64 clients, 4 processes, 10 seeds, 3 scopes, aborts and a kill -9, in three modes
+    dense       the same clients with prompts three times denser than they were estimated
     utilisation the same clients against a limit of 64 reservations a minute
     histories   random steps on both stores side by side, answers and sums compared
     retry-after random states: a client that waits exactly so long, alone, is admitted
@@ -12,6 +13,7 @@ Starts a Valkey of its own on loopback and shows:
     outage      a gateway whose store is stopped, and killed, for a minute: rates go on, money does not
     rebuild     10,000 tenants' balances lost with the store: until all of them are served again
     pace        reserves of three scopes x three limits, 1,000 a second; what one costs the server
+    in-process  a reserve and a settle of three scopes x three limits in the in-process store
 
 Usage: python -m loadtests.limits [--seeds 10] [--steps 50000] [--states 1000] [--cancels 100000]
            [--outage 60] [--tenants 10000] [--pace 10] [ROW ...]
@@ -35,8 +37,8 @@ from loadtests.cancels import cancel
 from loadtests.histories import walk
 from loadtests.honesty import dishonest
 from loadtests.outage import break_off
-from loadtests.overshoot import MODES, Setting, run
-from loadtests.pace import pace
+from loadtests.overshoot import MODES, Setting, dense_setting, run
+from loadtests.pace import in_process_us, pace
 from loadtests.rebuild import rebuild
 from tests.support.engine_thread import EngineThread
 from tests.support.gateway import running
@@ -46,6 +48,7 @@ STEPS_EACH = 40
 STORM_S = 10.0
 #: Of an admission at 1,000 a second, and of the server's time, on a machine that does nothing else.
 MOST_P99_MS, MOST_RESERVE_US = 3.0, 40.0
+MOST_IN_PROCESS_US = 8.0
 MOST_REBUILD_S = 10.0
 #: A limit of 64 reservations of some 1,900 tokens, of which a third is used.
 UTILISATION = Setting(
@@ -73,6 +76,7 @@ def main() -> int:
     with serving() as server:
         rows: dict[str, Callable[[], bool]] = {
             "overshoot": lambda: overshoot(server, told.seeds),
+            "dense": lambda: dense(server, told.seeds),
             "utilisation": lambda: utilisation(server),
             "shared": lambda: shared(server, told.seeds),
             "histories": lambda: histories(server, told.steps),
@@ -82,6 +86,7 @@ def main() -> int:
             "rebuild": lambda: rebuilt(server, told.tenants),
             "storms": storms,
             "pace": lambda: steady(server, told.pace),
+            "in-process": in_process,
         }
         if unknown := set(told.rows) - set(rows):
             parser.error(f"no such row: {', '.join(unknown)}")
@@ -101,6 +106,17 @@ def overshoot(server: Valkey, seeds: int) -> bool:
             f"overshoot, {mode:8} {worst[mode]:+8.1%} worst of {seeds} seeds, {requests} requests"
         )
     return worst["reserve"] <= 0 < worst["prompt"] < worst["after"]
+
+
+def dense(server: Valkey, seeds: int) -> bool:
+    """The most units over, and the most that the errors of requests open at once allow."""
+    results = [asyncio.run(run(dense_setting(seed), server.unix_url)) for seed in range(seeds)]
+    worst = max(results, key=lambda each: each.used - each.allowed - each.errors)
+    print(
+        f"dense prompts       {worst.used - worst.allowed:+} tokens over, {worst.errors} may be,"
+        f" worst of {seeds} seeds, {sum(each.requests for each in results)} requests"
+    )
+    return worst.used - worst.allowed <= worst.errors
 
 
 def utilisation(server: Valkey) -> bool:
@@ -191,6 +207,12 @@ def steady(server: Valkey, seconds: float) -> bool:
         f" server {seen.reserve_us:.0f} us a reserve, {seen.settle_us:.0f} us a settle"
     )
     return p99 <= MOST_P99_MS and seen.reserve_us <= MOST_RESERVE_US
+
+
+def in_process() -> bool:
+    took_us = asyncio.run(in_process_us())
+    print(f"in process          {took_us:.1f} us a reserve and settle")
+    return took_us <= MOST_IN_PROCESS_US
 
 
 def storms() -> bool:

@@ -8,10 +8,15 @@ limiters work, so that the check is known to see an overshoot:
     after    admitted while anything is left, charged when it has ended
     prompt   the prompt is taken first, the rest when it has ended
 
+With ``denser`` prompts have so many times the tokens that they were estimated at, and answers are as
+long as they may be: the overshoot is then at most the errors of the requests open at once, because
+debt is repaid before the next one is admitted.
+
 Used by ``loadtests/limits.py`` and, in a short form, by the suite.
 """
 
 import asyncio
+import itertools
 import json
 import random
 import subprocess
@@ -30,6 +35,8 @@ from quotas.store.redis import RedisStore
 PROCESSES = 4
 CLIENTS = 64
 CAP = 512
+#: A request's end is known to the store by then.
+SETTLED_S = 0.05
 ROOT = Path(__file__).parents[1]
 MODES = ("reserve", "after", "prompt")
 
@@ -45,6 +52,7 @@ class Setting(msgspec.Struct, frozen=True):
     duration_s: tuple[float, float] = (0.2, 0.6)
     reserved_to_actual: float = 0.0  # > 0: reservations that many times what is used
     kill_s: float = 0.6
+    denser: float = 1.0
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -56,10 +64,24 @@ class Result(msgspec.Struct, frozen=True):
     aborted: int
     killed: int
     left: list[int]  # each limit's level at the end, from the store
+    errors: int  # of the estimates of requests open at once, at most
 
     @property
     def overshoot(self) -> float:
         return self.used / self.allowed - 1
+
+
+def dense_setting(seed: int) -> Setting:
+    """Three times denser than estimated, at a rate that is used up several times over."""
+    return Setting(
+        "reserve",
+        seed,
+        3.0,
+        per_minute=600_000,
+        duration_s=(0.05, 0.2),
+        kill_s=-1.0,
+        denser=3.0,
+    )
 
 
 def limits(setting: Setting, key: int) -> tuple[Limit, ...]:
@@ -80,8 +102,11 @@ async def client(setting: Setting, store: RedisStore, tag: str, number: int, log
         aborted = chance.random() < 0.2
         if aborted:
             completion = chance.randrange(completion)
+        estimate = prompt
+        if setting.denser > 1:
+            estimate, completion, aborted = round(prompt / setting.denser), CAP, False
         actual = prompt + completion
-        most = prompt + CAP
+        most = estimate + CAP
         if setting.reserved_to_actual:
             most = round(actual * setting.reserved_to_actual)
         asked = {"reserve": most, "after": 1, "prompt": prompt}[setting.mode]
@@ -97,9 +122,11 @@ async def client(setting: Setting, store: RedisStore, tag: str, number: int, log
             # As a client that retries: sooner than told, so that limits are tried all the time.
             await asyncio.sleep(min(0.05, verdict.retry_after_ms / 1000) * chance.random())
             continue
-        log.write(json.dumps([name, number, actual, aborted]) + "\n")
+        lasts_s = chance.uniform(*setting.duration_s)
+        span = [time.time(), time.time() + lasts_s + SETTLED_S]
+        log.write(json.dumps([name, number, actual, aborted, prompt - estimate, span]) + "\n")
         log.flush()
-        await asyncio.sleep(chance.uniform(*setting.duration_s))
+        await asyncio.sleep(lasts_s)
         charged = tuple(Charge(each, actual) for each in mine)
         store.settle(Settlement(tag, name, verdict.epoch, charged, {}))
 
@@ -162,6 +189,7 @@ async def run(setting: Setting, url: str) -> Result:
     open_requests = 0
     used = dict.fromkeys(("t1", "k0", "k1"), 0)
     requests = aborted = 0
+    turns: list[tuple[float, int]] = []  # estimates' errors, as requests begin and end
     epoch = await store.epoch(tag)
     for process in range(PROCESSES):
         asked: list[str] = []
@@ -171,7 +199,8 @@ async def run(setting: Setting, url: str) -> Result:
             if not noted:
                 asked.append(name)
                 continue
-            number, actual, left_early = noted
+            number, actual, left_early, error, (began, ended) = noted
+            turns += [(began, error), (ended, -error)]
             admitted.add(name)
             requests += 1
             aborted += left_early
@@ -191,7 +220,8 @@ async def run(setting: Setting, url: str) -> Result:
     seen = await store.inspect(tag, [Charge(each, 0) for each in both])
     await store.close()
     left = [level.remaining for level in seen.verdict.levels]
-    return Result(max(used.values()), allowed, requests, aborted, open_requests, left)
+    errors = max(itertools.accumulate(error for _, error in sorted(turns)), default=0)
+    return Result(max(used.values()), allowed, requests, aborted, open_requests, left, errors)
 
 
 def main() -> None:

@@ -2,16 +2,19 @@
 
 Open loop: each reserve of three scopes x three limits is due at its own time, and its wait is counted
 from then, however busy this process or the server was; each is settled a little later. The server's
-time is its own count (``INFO commandstats``). Used by ``loadtests/limits.py``.
+time is its own count (``INFO commandstats``). And the same reserve and settle in the in-process store.
+Used by ``loadtests/limits.py``.
 """
 
 import asyncio
+import gc
 import time
 
 import msgspec
 
 from quotas.limits import Charge, Limit
 from quotas.ports import Settlement
+from quotas.store.memory import MemoryStore
 from quotas.store.redis import RedisStore
 from tests.support.valkey import Valkey
 
@@ -22,6 +25,8 @@ USED = RESERVED | {"tokens": 300}
 RUNS_S = 0.2
 #: Of the server's time the best of so many rounds of so many steps is kept: the least disturbed.
 ROUNDS, EACH, AT_ONCE = 20, 200, 20
+#: The same in process: many short rounds, so that one of them is likely to be alone on its core.
+ROUNDS_HERE, EACH_HERE = 200, 500
 
 
 class Pace(msgspec.Struct, frozen=True):
@@ -102,6 +107,29 @@ async def _server_us(
         assert await store.flush(10)
         best[1] = min(best[1], _spent_us(server))
     return best[0], best[1]
+
+
+async def in_process_us() -> float:
+    """A reserve and its settle in this process, as a gateway makes them: the best of the rounds."""
+    store = MemoryStore()
+    held = limits()
+    charges = tuple(Charge(limit, RESERVED[limit.dimension]) for limit in held)
+    charged = tuple(Charge(limit, USED[limit.dimension]) for limit in held)
+    best = float("inf")
+    gc.collect()
+    gc.freeze()  # as a data process does once it serves
+    for turn in range(ROUNDS_HERE):
+        names = [f"{turn:16x}{number:16x}" for number in range(EACH_HERE)]
+        began_s = time.perf_counter()
+        for name in names:
+            verdict = await store.reserve("t1", name, charges, 3600)
+            store.settle(Settlement("t1", name, verdict.epoch, charged, {}))
+        best = min(best, (time.perf_counter() - began_s) / EACH_HERE * 1e6)
+        await asyncio.sleep(0)
+    gc.unfreeze()
+    seen = await store.inspect("t1", charges)
+    assert all(gauge.used == 0 for gauge in seen.gauges[2::3]), "nothing is held"
+    return best
 
 
 def _reset(server: Valkey) -> None:

@@ -9,8 +9,8 @@ from loadtests.cancels import cancel
 from loadtests.histories import walk
 from loadtests.honesty import dishonest
 from loadtests.outage import break_off
-from loadtests.overshoot import Setting, run
-from loadtests.pace import pace
+from loadtests.overshoot import Setting, dense_setting, run
+from loadtests.pace import in_process_us, pace
 from loadtests.rebuild import rebuild
 from tests.support.valkey import own_valkey, valkey
 
@@ -33,16 +33,25 @@ def test_client_that_waits_as_long_as_told_is_admitted(valkey):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("mode", "least", "most"), [("reserve", -1, 0), ("prompt", 0.2, 9), ("after", 0.4, 9)]
+    ("mode", "seed", "least", "most"),
+    [("reserve", 1, -1, 0), ("reserve", 2, -1, 0), ("prompt", 1, 0.2, 9), ("after", 1, 0.4, 9)],
 )
-async def test_only_what_is_reserved_does_not_overshoot(valkey, mode, least, most):
-    result = await run(Setting(mode, 1, 1.5), valkey.unix_url)
+async def test_only_what_is_reserved_does_not_overshoot(valkey, mode, seed, least, most):
+    result = await run(Setting(mode, seed, 1.5), valkey.unix_url)
 
     assert least < result.overshoot <= most
     assert result.killed > 0
     # The store says what the clients' logs say.
     tenant_left = result.left[0]
     assert abs(tenant_left - (20_000 - result.used)) <= result.allowed - 20_000 + 1
+
+
+@pytest.mark.timeout(300)
+async def test_denser_prompts_overshoot_by_their_errors_at_most_and_repay_them(valkey):
+    result = await run(dense_setting(1), valkey.unix_url)
+
+    assert result.used > 1.5 * result.errors + 20_000, "it would have gathered"
+    assert result.used - result.allowed <= result.errors
 
 
 @pytest.mark.timeout(300)
@@ -66,6 +75,10 @@ async def test_pace_is_kept_and_measured(valkey):
 
     assert len(seen.waits_s) == 100
     assert min(seen.reserve_us, seen.settle_us) > 0
+
+
+async def test_the_in_process_store_is_measured_and_holds_nothing_afterwards():
+    assert 0 < await in_process_us() < 1_000
 
 
 async def test_every_balance_is_counted_anew_after_a_loss_and_nobody_is_served_before(own_valkey):
