@@ -14,10 +14,46 @@ from gateway.metering.recovery import recover
 from gateway.metering.shipper import Shipper
 from tests.support.first_release import age
 from tests.support.ledgers import Ledger, Settles
-from tests.support.lives import CONTEXT, REQUEST_ID, STEPS, TENANT, Left, live
+from tests.support.lives import (
+    CONTEXT,
+    REQUEST_ID,
+    RESERVED_TOKENS,
+    STEPS,
+    TENANT,
+    Left,
+    live,
+)
 from tests.support.processes import ROOT
 
 NAME = REQUEST_ID.hex()
+#: A row of docs/metering.md ("dead right after") -> the steps that it speaks of.
+ROWS = {
+    "slot claimed": ["claimed"],
+    "`reserving`": ["reserving"],
+    "`reserved`": ["reserved"],
+    "`dispatched`": ["dispatched"],
+    "attempt failed, none after it yet": ["attempt_failed"],
+    "dispatched again": ["dispatched_again"],
+    "prompt seen, no token delivered": ["prompt_seen"],
+    "a progress half half written": ["half_torn_early", "half_torn"],
+    "tokens counted": ["counted", "counted_more"],
+    "ending half written": ["ending_torn"],
+    "ended": ["ended"],
+    "ended, and the engine's tokenizer is being asked": [],  # tests/flows/test_uncounted.py
+    "record half written": ["record_torn"],
+    "record written": ["record_written"],
+    "settle queued or mark half written": ["mark_torn"],
+    "marked": ["marked"],
+    "slot freed": ["freed"],
+}
+#: What the page's words about the record mean: outcome, and whether recovery writes it.
+RECORD_SAID = {
+    "none": (None, False),
+    "gateway_crash": ("gateway_crash", True),
+    "its own outcome": ("ok", True),
+    "its own outcome, written again": ("ok", True),
+    "the one in the journal": ("ok", False),
+}
 
 
 def stopped_after(step: str, data_dir: Path) -> Path:
@@ -119,3 +155,34 @@ async def test_a_folder_whose_owner_lives_is_left_alone(data_dir: Path) -> None:
     assert await recover(incarnation.folder, known=Ledger().known, context=CONTEXT) is None
     incarnation.close()
     assert dead_folders(data_dir) == [incarnation.folder]
+
+
+def page_rows() -> dict[str, list[str]]:
+    """The page's table of kill points: its first cell -> the others."""
+    text = (ROOT / "docs" / "metering.md").read_text()
+    table = text.partition("| dead right after |")[2].partition("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    return {first: rest for first, *rest in cells}
+
+
+def test_the_page_has_every_kill_point_and_no_other() -> None:
+    assert list(page_rows()) == list(ROWS)
+    assert sorted(step for steps in ROWS.values() for step in steps) == sorted(STEPS)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_page_says_of_a_kill_point_what_recovery_does(row: str) -> None:
+    _, record, billed, limits = page_rows()[row]
+    for step in ROWS[row]:
+        left = STEPS[step]
+        if not record.startswith("as the"):  # as before that step, which has a row of its own
+            assert (left.outcome, left.written) == RECORD_SAID[record]
+        assert ("released in full" in limits) == left.released
+        if "charged as reserved" in limits:
+            assert left.settles == RESERVED_TOKENS
+        if "0 / 0" in billed:
+            assert (left.prompt, left.completion, left.source) == (0, 0, "none")
+        if "settled again" in limits:
+            assert left.settles is not None
+        if limits in ("settled already", "as its mark says"):
+            assert left.settles is None
