@@ -9,7 +9,8 @@ server (``quotas.store.server``), what to do while the store is away (the gatewa
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import cast
 
 import hiredis
@@ -138,7 +139,7 @@ class RedisStore:
             limit = each.limit
             flat += (limit.scope, field(limit), limit.algorithm, each.period_id, each.level)
         arguments = (self._nonce, epoch, _pack(flat), _pack(list(counted)), CHARGED_IN_FULL_MS)
-        keys = _keys(tag, "", dict.fromkeys(each.limit.scope for each in seeds))
+        keys = _keys(tag, "", tuple(dict.fromkeys(each.limit.scope for each in seeds)))
         keys += [_reservation_key(tag, each) for each in counted]
         return (await self._call(SEED, keys, arguments))[1] == 1
 
@@ -309,10 +310,16 @@ def _epoch_key(tag: str) -> str:
     return f"tf2:{{{tag}}}:epoch"
 
 
-def _keys(tag: str, reservation_id: str, scopes: Iterable[str] = ()) -> list[str]:
-    keys = [_epoch_key(tag), f"tf2:{{{tag}}}:r:{reservation_id}", f"tf2:{{{tag}}}:leases"]
-    keys += [f"tf2:{{{tag}}}:s:{scope}" for scope in scopes]
-    return keys
+def _keys(tag: str, reservation_id: str, scopes: tuple[str, ...] = ()) -> list[str]:
+    epoch, rest = _named(tag, scopes)
+    return [epoch, _reservation_key(tag, reservation_id), *rest]
+
+
+@lru_cache(maxsize=16_384)
+def _named(tag: str, scopes: tuple[str, ...]) -> tuple[str, list[str]]:
+    """The keys that are a tag's whatever the request: requests of a key have the same again and again."""
+    scoped = [f"tf2:{{{tag}}}:s:{scope}" for scope in scopes]
+    return _epoch_key(tag), [f"tf2:{{{tag}}}:leases", *scoped]
 
 
 def _verdict(reply: list[object], spec: Spec) -> Verdict:

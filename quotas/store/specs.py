@@ -31,7 +31,7 @@ class Spec:
     def __init__(self, charges: Sequence[Charge]) -> None:
         limits = [charge.limit for charge in charges]
         self._kept = (limits, [charge.periods for charge in charges])  # so that ids stay theirs
-        self.scopes = list(dict.fromkeys(limit.scope for limit in limits))
+        self.scopes = tuple(dict.fromkeys(limit.scope for limit in limits))
         rows = by_scope(limits)
         self.rows = rows
         self.order = None if rows == list(range(len(rows))) else _inverse(rows)
@@ -91,7 +91,7 @@ def field(limit: Limit) -> str:
     return f"{limit.window}:{limit.dimension}"
 
 
-def _columns(scopes: list[str], charges: list[Charge]) -> bytes:
+def _columns(scopes: tuple[str, ...], charges: list[Charge]) -> bytes:
     limits = [charge.limit for charge in charges]
     ends: list[int] = []
     for row, limit in enumerate(limits, 1):

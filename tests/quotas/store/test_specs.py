@@ -37,7 +37,7 @@ def test_rows_are_grouped_by_scope_and_order_leads_back():
 
     spec = Specs().of(charges)
 
-    assert spec.scopes == ["t1", "k1"]
+    assert spec.scopes == ("t1", "k1")
     assert (spec.rows, spec.order) == ([0, 2, 1], [0, 2, 1])
     assert struct.unpack("<3q", spec.amounts(charges)) == (5, 7, 1)
     shown = struct.pack("<6q", 1, 10, 2, 20, -3, 30)
