@@ -5,10 +5,12 @@ Nothing is given back that was not proven unused. Not here: what the request bil
 """
 
 from collections.abc import Callable
+from operator import attrgetter
 
 from quotas.limits import Charge, counted
 from quotas.usage import TokenUsage
 
+_dimension_of = attrgetter("limit.dimension")
 _TOKENS = frozenset(("tokens", "input_tokens", "output_tokens"))
 
 
@@ -39,12 +41,13 @@ def true_charges(
         prompt, completion = usage.prompt, usage.completion
         amounts["tokens"] = prompt + completion
         amounts["input_tokens"], amounts["output_tokens"] = prompt, completion
+    true = map(amounts.__getitem__, map(_dimension_of, reserved))
     return tuple(
         [
             charge
-            if (amount := amounts[charge.limit.dimension]) is None or amount == charge.amount
+            if amount is None or amount == charge.amount
             else Charge(charge.limit, amount, charge.periods)
-            for charge in reserved
+            for charge, amount in zip(reserved, true, strict=True)
         ]
     )
 

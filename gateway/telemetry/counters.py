@@ -122,16 +122,19 @@ class ModelSeries:
         self._model = model
         self._outcomes = counters.counters["tf_requests_total"]
         self._tokens = counters.counters["tf_tokens_total"]
-        self._kinds = tuple([(kind, labels_of(model, kind)) for kind in self.KINDS])
+        self._kinds = tuple([labels_of(model, kind) for kind in self.KINDS])
         self._ttft = counters.histogram("tf_ttft_seconds", model)
 
     def count(self, outcome: str, usage: Mapping[str, int], ttft_ms: int) -> None:
         """One ended request. ``usage``: tokens by kind; ``ttft_ms`` below 0: no event ever came."""
         self._outcomes[labels_of(outcome, self._model)] += 1
-        for kind, labels in self._kinds:
-            tokens = usage[kind]
-            if tokens:
-                self._tokens[labels] += tokens
+        total, (prompt, completion, cached, reasoning) = self._tokens, self._kinds
+        total[prompt] += usage["prompt_tokens"]
+        total[completion] += usage["completion_tokens"]
+        if usage["cached_tokens"]:
+            total[cached] += usage["cached_tokens"]
+        if usage["reasoning_tokens"]:
+            total[reasoning] += usage["reasoning_tokens"]
         if ttft_ms >= 0:
             self._ttft.observe(ttft_ms / 1000)
 

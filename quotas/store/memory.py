@@ -11,6 +11,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 from quotas.buckets import NEVER
 from quotas.errors import ReservationRefused
@@ -31,6 +32,7 @@ from quotas.store.plain import settle_plain, take_plain
 from quotas.store.plans import Ended, Plan, Reservation, Tag
 from quotas.tallies import Look, period_now
 
+_limit_of = attrgetter("limit")
 #: Ended reservations remembered, to answer a repeated reserve: the newest of all tags. An id comes
 #: again in this process within its own request or never; each takes some 1.3 kB.
 ENDED_KEPT = 4_096
@@ -115,7 +117,7 @@ class MemoryStore:
         else:
             plan, now_ms = known.plan, self._now_ms()
             assert plan is not None
-            same = [charge.limit for charge in charged] == plan.limits
+            same = list(map(_limit_of, charged)) == plan.limits
             if same and plan.plain and known.state is _HELD:
                 settle_plain(plan, known.charges, charged, now_ms)
             else:
