@@ -1,14 +1,21 @@
 """``credits``, ``statements`` and ``verify`` as they are typed, without a server."""
 
+import asyncio
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from gateway.signing import Signer, fingerprint, signed_file
+from gateway.store.database import open_database
+from gateway.store.ledger import insert_records
+from gateway.store.schema import contracts
 from quotas.statement import canonical
 from tests.gateway.cli.test_offline import Cli, applied, cli, file
 from tests.quotas.test_statement import statement
+from tests.support.records import record
 
 __all__ = ["cli", "file"]
 
@@ -44,6 +51,33 @@ def test_an_idempotency_key_is_credited_once(prepaid: Cli) -> None:
 
 
 def test_a_month_is_closed_exported_and_verified_offline(prepaid: Cli, tmp_path: Path) -> None:
+    last = datetime.now(UTC).replace(day=1) - timedelta(days=1)
+    month = last.strftime("%Y-%m")
+
+    async def sell() -> None:
+        db = open_database(None, tmp_path / "data")
+        async with db.begin() as connection:
+            await connection.execute(update(contracts).values(from_ms=0))
+        usage = {"prompt_tokens": 1_000, "cached_tokens": 0, "completion_tokens": 1_000}
+        at_ms = int(last.timestamp() * 1000)
+        await insert_records(db, [record(n, usage=usage, started_ms=at_ms) for n in (1, 2)])
+        await db.close()
+
+    asyncio.run(sell())
+    assert prepaid("statements", "close", "acme", month) == "statement 1: 0.001 USD\n"
+    assert "is closed" in prepaid("statements", "close", "acme", month, code=1)
+    assert f"1  tenant  acme   {month}  USD" in prepaid("statements", "show")
+    assert "receivable 0.001" in prepaid("statements", "show", "1")
+    file = tmp_path / "statement.json"
+    prepaid("statements", "export", "1", "--out", str(file))
+    (tmp_path / "data").rename(tmp_path / "gone")  # whoever has the file needs nothing else
+    said = prepaid("verify", str(file))
+    assert f"statement 1 of acme, {month}: 0.001 USD; it adds up" in said
+    file.write_text(file.read_text().replace("1000", "1001"))
+    assert "the statement was changed" in prepaid("verify", str(file), code=1)
+
+
+def test_a_month_that_is_not_over_or_had_nothing_is_no_statement(prepaid: Cli) -> None:
     prepaid("credits", "add", "acme", "5", "--reference", "w")
     assert "2999-01 is not over" in prepaid("statements", "close", "acme", "2999-01", code=1)
     assert prepaid("statements", "close", "acme", "2020-01").strip() == (
