@@ -80,7 +80,7 @@ NOT_COUNTED = {
     "estimate.py": {
         "FIRST_RATIO", "BELOW_RARELY", "_Ratios.__init__", "_Ratios.add", "PromptEstimator.learn",
     },
-    "store/pipeline.py": {"_Connection.__init__", "Pipeline._keep"},
+    "store/pipeline.py": {"_Connection.__init__", "Pipeline.__init__", "Pipeline._keep"},
 }  # fmt: skip
 #: Names of seconds, and of functions that give seconds.
 SECONDS = ("_s", "_S", "_second", "seconds", "ping")
