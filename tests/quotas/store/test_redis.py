@@ -111,6 +111,24 @@ async def test_settle_of_a_pruned_hold_does_not_free_a_later_one_of_the_same_pro
     assert not (await other.reserve(tag, "c", (Charge(slots(), 1),), 60)).admitted
 
 
+async def test_holds_that_nobody_pruned_are_there_again_when_their_process_is(valkey, opened, tag):
+    """The store was away for longer than a lease: whoever renews first takes nothing from the others."""
+    first, other = await opened(valkey, "first"), await opened(valkey, "other")
+    held = await first.reserve(tag, "a", (Charge(slots(), 1),), 60)
+    await other.reserve(tag, "b", (Charge(slots(), 1),), 60)
+    run_out_ms = other.clock_ms - 1_000
+    leases(valkey, tag, first=run_out_ms, other=run_out_ms)
+
+    for store in (other, first):
+        store._renew()
+        await store.ping()
+
+    assert not (await other.reserve(tag, "c", (Charge(slots(), 1),), 60)).admitted
+    first.settle(settlement(tag, "a", held.epoch, Charge(slots(), 1)))
+    assert await first.flush(2)
+    assert (await other.reserve(tag, "d", (Charge(slots(), 1),), 60)).admitted
+
+
 async def test_lease_is_renewed_while_something_is_held_and_only_then(
     valkey, opened, tag, monkeypatch
 ):

@@ -3,8 +3,11 @@
 import hiredis
 import pytest
 
+from quotas.buckets import TICKS
+from quotas.calendar import FOREVER_MS
 from quotas.errors import StoreUnavailable
 from quotas.limits import Charge
+from quotas.reservation import LEASE_MS
 from quotas.store.redis import RedisStore
 from quotas.store.steps import LIBRARY, Library, is_forgotten, read_part
 from tests.support.limits import bucket, left, settlement, slots
@@ -72,6 +75,14 @@ async def test_library_that_does_not_compile_is_the_stores_unavailability(own_va
 
     with pytest.raises(StoreUnavailable, match="refused: ERR"):
         await store.start()
+
+
+def test_scripts_count_in_the_same_ticks_and_leases_as_the_rest():
+    source = read_part("levels").decode()
+
+    assert f"local TICKS = {TICKS}\n" in source
+    assert f"local LEASE_MS, LEASES_KEPT_MS = {LEASE_MS}, " in source
+    assert f"local FOREVER_MS = {FOREVER_MS}\n" in source
 
 
 @pytest.mark.parametrize(

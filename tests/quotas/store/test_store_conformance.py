@@ -8,7 +8,7 @@ from quotas.buckets import NEVER, TICKS
 from quotas.errors import ReservationRefused
 from quotas.limits import Charge
 from quotas.reservation import TABLE, State, Step
-from tests.support.limits import bucket, left, settlement, slots
+from tests.support.limits import bucket, left, quota, settlement, slots
 
 TENANT, PROJECT, KEY = bucket("t1"), bucket("p1"), bucket("k1")
 HOLDS = slots("k1", capacity=2)
@@ -212,6 +212,32 @@ async def test_change_of_a_limit_between_reserve_and_settle_leaks_nothing(rig):
     await rig.settled()
 
     assert await rig.levels(larger) == [900]
+
+
+async def test_limits_of_a_scope_come_and_go_and_each_keeps_its_usage(rig):
+    tokens, requests, day, holds = bucket(), bucket("t1", "requests"), quota(), slots()
+    periods = rig.periods()
+
+    async def ask(name, *charges):
+        return await rig.reserve(*charges, reservation_id=name)
+
+    first = await ask("a", Charge(tokens, 100), Charge(holds, 1))
+    second = await ask("b", Charge(requests, 1), Charge(day, 50, periods))
+    third = await ask("c", Charge(day, 20, periods), Charge(tokens, 10), Charge(requests, 2))
+    assert left(third.levels) == [930, 890, 997]
+    less = bucket("t1", "requests", capacity=500)
+    assert left((await ask("d", Charge(less, 0), Charge(holds, 1))).levels) == [500, 0]
+
+    rig.store.settle(settlement(rig.tag, "a", first.epoch, Charge(tokens, 60), Charge(holds, 1)))
+    rig.store.settle(
+        settlement(rig.tag, "b", second.epoch, Charge(requests, 1), Charge(day, 10, periods))
+    )
+    rig.store.release(rig.tag, "c")
+    await rig.settled()
+
+    probe = await ask("e", *(Charge(limit, 0) for limit in (holds, tokens, less)),
+                      Charge(day, 0, periods))  # fmt: skip
+    assert left(probe.levels) == [1, 940, 500, 990]
 
 
 async def test_refund_never_passes_the_limit_as_it_is_now(rig):
