@@ -26,10 +26,12 @@ import uvloop
 
 from gateway import __version__
 from gateway.admission import Admission
+from gateway.authentication import Authentication
 from gateway.balances import Balances
 from gateway.call import Call, id_headers
 from gateway.ceilings import Ceilings
 from gateway.census import Census
+from gateway.claims import Claims
 from gateway.contract.envelope import Bounds
 from gateway.contract.errors import Draining, KeyRevoked
 from gateway.engine_counts import ASK_S, EngineCounts
@@ -38,6 +40,7 @@ from gateway.errors import answer
 from gateway.explain import Asked, Explainer
 from gateway.forward import Forwarder
 from gateway.inference import Inference
+from gateway.intake import Intake
 from gateway.leases import Leases
 from gateway.leash import Event, Launch, Leash
 from gateway.link.client import LinkClient
@@ -157,9 +160,10 @@ class DataPlane:
             processes=self.census.processes,
             unix_ms=unix_ms,
         )
+        self.authentication = Authentication(self.snapshot, launch.pepper.encode(), unix_ms)
         self.inference = self._inference()
         self.explainer = Explainer(
-            self.snapshot, self.store, self.inference.refusals, self.leases, unix_ms
+            self.snapshot, self.store, self.intake.refusals, self.leases, unix_ms
         )
         self.server = Server(
             settings.wire,
@@ -186,27 +190,44 @@ class DataPlane:
             unix_ms=unix_ms,
         )
         counts = EngineCounts(self.engines, fetch, self._monotonic)
+        claims = Claims(self.admission, pepper)
+        unbilled = UnbilledEndings(self._settings.unbilled_endings_per_minute)
+        self.intake = Intake(
+            snapshot=self.snapshot,
+            engines=self.engines,
+            admission=self.admission,
+            desk=self.desk,
+            unbilled=unbilled,
+            counters=self.counters,
+            ceilings=Ceilings(self.snapshot, self.engines, counts),
+            claims=claims,
+            pepper=pepper,
+            monotonic=self._monotonic,
+            unix_ms=unix_ms,
+            tokenizer=self._tokenizer,
+        )
         return Inference(
             snapshot=self.snapshot,
+            authentication=self.authentication,
+            intake=self.intake,
             engines=self.engines,
             forwarder=forwarder,
             admission=self.admission,
             desk=self.desk,
+            claims=claims,
             recount=Recount(self.engines, counts, self.counters),
-            unbilled=UnbilledEndings(self._settings.unbilled_endings_per_minute),
+            unbilled=unbilled,
             counters=self.counters,
-            pepper=pepper,
             monotonic=self._monotonic,
             unix_ms=unix_ms,
             chance=random.random,
-            ceilings=Ceilings(self.snapshot, self.engines, counts),
-            tokenizer=self._tokenizer,
             bounds=msgspec.convert(msgspec.structs.asdict(self._settings.policy), Bounds),
         )
 
     def _routes(self) -> Routes:
         return Routes(
             inference=self.inference,
+            authentication=self.authentication,
             reads=ReadLane(self.link.ask),
             explainer=self.explainer,
             snapshot=self.snapshot,

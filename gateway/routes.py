@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from gateway.authentication import Authentication, may_use
 from gateway.call import Call, id_headers
 from gateway.contract.envelope import Operation
 from gateway.contract.errors import (
@@ -55,6 +56,7 @@ class Routes:
         self,
         *,
         inference: Inference,
+        authentication: Authentication,
         reads: ReadLane,
         explainer: Explainer,
         snapshot: Snapshot,
@@ -69,6 +71,7 @@ class Routes:
         chance: Callable[[], float],
     ) -> None:
         self._inference = inference
+        self._authentication = authentication
         self._reads = reads
         self._explainer = explainer
         self._snapshot = snapshot
@@ -125,7 +128,7 @@ class Routes:
         elif request.path.startswith(MODELS + "/"):
             self._model(call, unquote(request.path[len(MODELS) + 1 :]))
         elif request.path == KEY:
-            principal = self._inference.authenticate(request)
+            principal = self._authentication.principal_of(request)
             self._send(call, 200, await self._explainer.look(principal))
         elif request.path in PATHS:
             await self._read(call)
@@ -134,22 +137,22 @@ class Routes:
 
     def _models(self, call: Call) -> None:
         """Only what the key may use, in the order of their names."""
-        principal = self._inference.authenticate(call.request)
+        principal = self._authentication.principal_of(call.request)
         models = sorted(self._snapshot.models.values(), key=lambda model: model.name)
-        data = [_shown(each) for each in models if self._inference.may_use(principal, each)]
+        data = [_shown(each) for each in models if may_use(principal, each)]
         self._send(call, 200, {"object": "list", "data": data})
 
     def _model(self, call: Call, name: str) -> None:
-        principal = self._inference.authenticate(call.request)
+        principal = self._authentication.principal_of(call.request)
         model = self._snapshot.model_by_name.get(name)
-        if model is None or not self._inference.may_use(principal, model):
+        if model is None or not may_use(principal, model):
             raise ModelNotFound(name)
         self._send(call, 200, _shown(model))
 
     async def _read(self, call: Call) -> None:
         """What only SQL knows, for the key's own eyes."""
         request = call.request
-        principal = self._inference.authenticate(request)
+        principal = self._authentication.principal_of(request)
         found = await self._reads.read(principal, request.path, request.query)
         call.status = found.status
         headers = [JSON, *retry_headers(found.retry_after_ms), *id_headers(call.request_id)]

@@ -21,6 +21,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SHELLS = (
     "gateway.ceilings",  # asks engines
     "gateway.admission",
+    "gateway.authentication",  # reads a request: sockets by type
     "gateway.balances",
     "gateway.census",
     "gateway.leases",
@@ -42,6 +43,7 @@ SHELLS = (
     "gateway.forward",
     "gateway.health",
     "gateway.inference",
+    "gateway.intake",
     "gateway.leash",
     "gateway.link",
     "gateway.loader",

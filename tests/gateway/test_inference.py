@@ -16,7 +16,6 @@ from gateway.telemetry.tracing import context_from
 from gateway.wire.relay import Ended, Failed
 from gateway.wire.reply import Reply
 from quotas.estimate import Plan
-from quotas.leases import Draw
 from routing.topology import Pool
 from tests.support.calls import REQUEST_ID, exchange, request
 from tests.support.topology import endpoint
@@ -124,19 +123,3 @@ async def test_a_stop_error_is_the_callers(bench):
 )
 def test_a_request_needs_a_window_for_its_longest_sequence(prompts, plan, needs):
     assert _longest(exchange(MODEL, prompts=prompts), plan) == needs
-
-
-def test_what_was_drawn_from_leases_is_given_back_once(bench):
-    given = []
-
-    class Admission:
-        def put_back(self, request_id, draw):
-            given.append((request_id, draw))
-
-    bench.inference._admission = Admission()
-    draw = bench.call.draw = Draw(())
-    bench.inference._give_back(bench.call)  # it spills, and draws again
-    bench.inference._give_back(bench.call)
-
-    assert given == [(REQUEST_ID, draw)]
-    assert bench.call.draw is None
