@@ -4,7 +4,10 @@ Taken when asked, all at once; then judged by ``gateway.control.diagnosis``. Not
 """
 
 import asyncio
+import platform
 import resource
+import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 
 from gateway.control.diagnosis import Finding, Measured, diagnose
@@ -43,8 +46,17 @@ async def examine(
             for endpoint, closed_s in zip(endpoints, idle, strict=True)
             if closed_s is not None
         },
+        python=platform.python_version(),
+        python_optimised=_is_optimised(),
     )
     return diagnose(snapshot, settings, signals(), measured)
+
+
+def _is_optimised() -> bool:
+    """Distributions' interpreters are, though theirs do not say how they were built."""
+    return sys.base_prefix == "/usr" or "--enable-optimizations" in (
+        sysconfig.get_config_var("CONFIG_ARGS") or ""
+    )
 
 
 async def _latency_s(store: QuotaStore | None) -> tuple[float | None, str]:

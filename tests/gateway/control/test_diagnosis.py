@@ -44,6 +44,14 @@ def test_a_healthy_gateway_has_nothing_but_fine_findings() -> None:
     assert bad(diagnose(snapshot(limit("tokens", 1000, 1000)), Settings(), WELL, measured)) == []
 
 
+def test_an_interpreter_that_costs_more_is_named() -> None:
+    slow = Measured(python="3.11.7", python_optimised=False)
+    assert bad(diagnose(snapshot(), Settings(), WELL, slow)) == [
+        ("python", "warning", "interpreter")
+    ]
+    assert bad(diagnose(snapshot(), Settings(), WELL, Measured(python="3.11.2"))) == []
+
+
 @pytest.mark.parametrize(
     ("signals", "severity"),
     [
