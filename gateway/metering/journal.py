@@ -145,7 +145,11 @@ class Journal:
         """
         marks = self._marks
         while marks:
-            written = [marks.popleft() for _ in range(min(len(marks), MARKS_MAX))]
+            if len(marks) <= MARKS_MAX:
+                written = list(marks)
+                marks.clear()
+            else:
+                written = [marks.popleft() for _ in range(MARKS_MAX)]
             try:
                 self.append(pack_marks(written), FrameKind.MARKS)
             except JournalFull:
