@@ -56,6 +56,10 @@ TABLE: dict[State, dict[Event, State]] = {
 
 #: Of an exchange that no engine has answered yet; never changed.
 NOTHING_SEEN = UsageFold(1, 1)
+# Found once: in Python 3.11 a member is looked up by a call.
+_ADMITTED, _COMMITTED, _ENDED = State.ADMITTED, State.COMMITTED, State.ENDED
+_DISPATCH, _FAIL_ATTEMPT = Event.DISPATCH, Event.FAIL_ATTEMPT
+_COMMIT, _END = Event.COMMIT, Event.END
 
 
 class IllegalMove(Exception):
@@ -142,7 +146,7 @@ class Exchange:
         self.epoch = epoch
         self.arrived_s = arrived_s
         self.started_ms = started_ms
-        self.state = State.ADMITTED
+        self.state = _ADMITTED
         self.attempts: list[AttemptEntry] = []
         self.fold: UsageFold = NOTHING_SEEN
         self.outcome: Outcome | None = None
@@ -159,7 +163,7 @@ class Exchange:
 
         ``transcribe``: the engine gives no running counts, so what it says is kept to be counted.
         """
-        self._move(Event.DISPATCH)
+        self._move(_DISPATCH)
         self.reached_engine = True
         self.engine_answered = False
         kind = Transcript if transcribe else UsageFold
@@ -169,22 +173,22 @@ class Exchange:
 
     def fail_attempt(self, status: int, now_ms: int) -> None:
         """The attempt ended before commit; another may follow. ``status`` 0: no answer came."""
-        self._move(Event.FAIL_ATTEMPT)
+        self._move(_FAIL_ATTEMPT)
         self.engine_answered = status > 0
         self._close_attempt(status, now_ms)
 
     def commit(self, now_s: float) -> None:
         """The engine's first event (or unary head) has come: no other endpoint from here on."""
-        self._move(Event.COMMIT)
+        self._move(_COMMIT)
         self.first_event_s = now_s
 
     def end(self, outcome: Outcome, status: int, now_ms: int) -> bool:
         """Whatever ends it. False when it had ended already: the first ending stands."""
-        if self.state is State.ENDED:
+        if self.state is _ENDED:
             return False
         if self._open_attempt is not None:
-            self._close_attempt(status if self.state is State.COMMITTED else 0, now_ms)
-        self._move(Event.END)
+            self._close_attempt(status if self.state is _COMMITTED else 0, now_ms)
+        self._move(_END)
         self.outcome = outcome
         self.status = status
         return True

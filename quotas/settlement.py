@@ -96,6 +96,11 @@ TABLE: dict[tuple[Case, Seen], Bill] = {
     (Case.REFUSED, Seen.PARTIAL): Bill.NOTHING,
     (Case.REFUSED, Seen.NONE): Bill.NOTHING,
 }
+# Found once: in Python 3.11 a member is looked up by a call.
+_FINISHED, _FINISHED_VOID, _REFUSED = Case.FINISHED, Case.FINISHED_VOID, Case.REFUSED
+_LEFT, _LEFT_EARLY, _BROKE, _BROKE_EARLY = Case.LEFT, Case.LEFT_EARLY, Case.BROKE, Case.BROKE_EARLY
+_FINAL, _PARTIAL, _NONE = Seen.FINAL, Seen.PARTIAL, Seen.NONE
+_NOTHING, _COUNTED, _PROMPT_ONLY = Bill.NOTHING, Bill.COUNTED, Bill.PROMPT_ONLY
 
 
 def settle(
@@ -113,17 +118,17 @@ def settle(
     """
     case, seen = _case(ending), _seen(ending)
     bill = TABLE[case, seen]
-    outcome: Outcome = "engine_error" if case is Case.FINISHED_VOID else ending.cause
-    if bill is Bill.NOTHING:
-        void = case is Case.FINISHED_VOID
+    outcome: Outcome = "engine_error" if case is _FINISHED_VOID else ending.cause
+    if bill is _NOTHING:
+        void = case is _FINISHED_VOID
         return Settled(TokenUsage(), "engine_final" if void else "none", outcome)
-    if bill is Bill.COUNTED:
+    if bill is _COUNTED:
         counted = TokenUsage(
             ending.prompt or 0, ending.cached, ending.completion or 0, ending.reasoning
         )
         return Settled(counted, _SOURCE_OF_COUNT[seen], outcome)
     prompt, sources = _first(ending.prompt, tokenized, estimate)
-    if bill is Bill.PROMPT_ONLY:
+    if bill is _PROMPT_ONLY:
         return Settled(TokenUsage(prompt=prompt), sources, outcome)
     completion, of_text = _first(ending.completion, tokenized_completion, completion_estimate)
     weaker: Source = "estimated" if "estimated" in (sources, of_text) else "tokenized"
@@ -144,21 +149,21 @@ def unbilled_ms(record: UsageRecord) -> int:
 def _case(ending: Ending) -> Case:
     if ending.cause == "ok":
         void = ending.void_finish and not ending.completion
-        return Case.FINISHED_VOID if void else Case.FINISHED
+        return _FINISHED_VOID if void else _FINISHED
     if ending.cause == "refused_by_engine":
-        return Case.REFUSED
+        return _REFUSED
     if ending.cause in _LEAVERS:
-        return Case.LEFT if ending.delivered else Case.LEFT_EARLY
-    return Case.BROKE if ending.delivered else Case.BROKE_EARLY
+        return _LEFT if ending.delivered else _LEFT_EARLY
+    return _BROKE if ending.delivered else _BROKE_EARLY
 
 
 def _seen(ending: Ending) -> Seen:
     """A final frame may lack a completion count (embeddings); a chunk has both or counts nothing."""
     if ending.prompt is None:
-        return Seen.NONE
+        return _NONE
     if ending.final:
-        return Seen.FINAL
-    return Seen.NONE if ending.completion is None else Seen.PARTIAL
+        return _FINAL
+    return _NONE if ending.completion is None else _PARTIAL
 
 
 def _first(seen: int | None, tokenized: int | None, estimate: int) -> tuple[int, Source]:
