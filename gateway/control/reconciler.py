@@ -41,6 +41,8 @@ from routing.exposition import Exposition
 EVERY_S = 3_600.0
 #: How often new endpoints are looked for, and the hour's end.
 TICK_S = 1.0
+#: A turn that runs when all is stopped has this long to end.
+LAST_TURN_S = 2.0
 #: Counters that did not move for this long while nothing ran stand still.
 QUIET_MS = 500
 #: A command waits this long for engines to stand still, before it takes them as they run.
@@ -181,9 +183,14 @@ class Reconciler:
         said = ""
         while True:
             await asyncio.sleep(TICK_S)
+            running = asyncio.ensure_future(turn())
             try:
-                await turn()
+                await asyncio.shield(running)
                 said = ""
+            except asyncio.CancelledError:
+                # A statement that is broken off may leave its connection closing for ever.
+                await asyncio.wait((running,), timeout=LAST_TURN_S)
+                raise
             except Exception as error:  # noqa: BLE001 -- the wall of a task: the database's driver
                 if said != type(error).__name__:  # once an outage
                     said = type(error).__name__
