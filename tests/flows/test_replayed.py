@@ -6,6 +6,7 @@ import json
 import random
 import re
 import socket
+import time
 
 import httpx
 import pytest
@@ -47,10 +48,12 @@ def house(tmp_path_factory):
 
 def record_of(gateway, response):
     wanted = response.headers["x-request-id"]
-    for _ in range(3):
+    until_s = time.monotonic() + 15  # it is on its way: journal, shipper, ledger
+    while time.monotonic() < until_s:
         found = [each for each in gateway.records_when(1) if each["request_id"] == wanted]
         if found:
             return found[0]
+        time.sleep(0.05)
     raise AssertionError(f"no record of {wanted}")
 
 
