@@ -197,7 +197,12 @@ def _wrong_rows(
     """Invented: of a request no engine saw, or more than it counted. Lost: what the files still say."""
     truth = {record.request_id: payload for payload, record, *_ in past.records}
     shipped = {record.request_id for _, record, *_ in past.records[: picture.shipped]}
-    whole = {record.request_id for _, record, end, _ in past.records if end <= picture.cut}
+    # A frame that ends in zeros is whole without them: the file was zeros before.
+    ends = {
+        record.request_id: len(past.journal[:end].rstrip(b"\0"))
+        for _, record, end, _ in past.records
+    }
+    whole = {name for name, end in ends.items() if end <= picture.cut}
     for name in ledger.rows.keys() - whole - open_then - shipped:
         yield f"{name} was never seen to be dispatched"
     steps = past.steps[picture.board]
