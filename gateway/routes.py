@@ -182,32 +182,19 @@ class Routes:
         exchange, request, trace = call.exchange, call.request, call.trace
         total_s = self._monotonic() - request.arrived_s
         now_s = self._unix_ms() / 1000
-        total_ms = round(total_s * 1000)
-        trace_id = trace.trace_id if trace.parent_id else ""
-        if exchange is None:
-            self._log(
-                AccessLine(
-                    now_s,
-                    call.request_id,
-                    request.method,
-                    request.path,
-                    status,
-                    request.peer,
-                    total_ms=total_ms,
-                    trace_id=trace_id,
-                )
-            )
-            return
-        attempts = exchange.attempts
-        endpoint, prompt_tokens, completion_tokens = "", 0, 0
-        if attempts:
-            last = attempts[-1]
-            endpoint = last.endpoint
-            prompt_tokens, completion_tokens = last.prompt_tokens, last.completion_tokens
-        first_s = exchange.first_event_s
-        ttft_ms = round((first_s - request.arrived_s) * 1000) if first_s >= 0 else -1
-        model = exchange.model.name
-        outcome = exchange.outcome or ""
+        key = model = endpoint = outcome = ""
+        attempts = prompt_tokens = completion_tokens = 0
+        ttft_ms = -1
+        if exchange is not None:
+            key, model = exchange.principal.key.path, exchange.model.name
+            outcome = exchange.outcome or ""
+            attempts = len(exchange.attempts)
+            if attempts:
+                last = exchange.attempts[-1]
+                endpoint = last.endpoint
+                prompt_tokens, completion_tokens = last.prompt_tokens, last.completion_tokens
+            if exchange.first_event_s >= 0:
+                ttft_ms = round((exchange.first_event_s - request.arrived_s) * 1000)
         self._log(
             AccessLine(
                 now_s,
@@ -216,19 +203,19 @@ class Routes:
                 request.path,
                 status,
                 request.peer,
-                exchange.principal.key.path,
+                key,
                 model,
                 endpoint,
-                len(attempts),
+                attempts,
                 outcome,
                 prompt_tokens,
                 completion_tokens,
                 ttft_ms,
-                total_ms,
-                trace_id,
+                round(total_s * 1000),
+                trace.trace_id if trace.parent_id else "",
             )
         )
-        if self._tracer is not None:
+        if self._tracer is not None and exchange is not None:
             self._tracer.export(
                 SpanFacts(
                     context=trace,

@@ -65,16 +65,8 @@ def rate_lines(families: tuple[Family, ...], levels: Sequence[Level]) -> bytes:
     """The same as the lines of a head: what every answer carries."""
     lines = b""
     for family in families:
-        index, limit = family.first  # _binding, without the call
-        level = levels[index]
-        left = level.remaining
-        for other, text in family.others:
-            another = levels[other]
-            if another.remaining < left:
-                limit, level, left = text, another, another.remaining
-        reset_ms = level.reset_ms
-        reset = b"%dms" % reset_ms if 0 <= reset_ms < 1000 else duration(reset_ms)  # noqa: PLR2004
-        lines += family.lines % (limit, max(0, left), reset)
+        limit, level = _binding(family, levels)
+        lines += family.lines % (limit, max(0, level.remaining), duration(level.reset_ms))
     return lines
 
 

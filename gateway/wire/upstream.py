@@ -241,8 +241,10 @@ class Upstream(asyncio.Protocol):
         """The usual whole answer, in one read: nothing about it is left for a parser to find."""
         receiver = self._receiver
         take = getattr(receiver, "take_answer", None)
-        plain = PLAIN_HEAD.match(data) if take is not None else None
-        if plain is None or take is None or self.transport.get_write_buffer_size():
+        if take is None or self.transport.get_write_buffer_size():
+            return False
+        plain = PLAIN_HEAD.match(data)
+        if plain is None:
             return False
         length, kind, other_kind, other_length = plain.groups()
         body = data[plain.end() :]

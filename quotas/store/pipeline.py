@@ -252,8 +252,7 @@ class Pipeline:
             future = calls.popleft()[1]
             if not future.done():
                 loop.call_later(GRACE_S, _answer, future, _late())
-        again = bool(calls)
-        self._overdue = loop.call_later(calls[0][0] - now_s, self._give_up, loop) if again else None
+        self._overdue = loop.call_later(calls[0][0] - now_s, self._give_up, loop) if calls else None
 
     def reconnect(self) -> None:
         """Drop the connection and make another: what answers there is not what it was."""
