@@ -85,13 +85,16 @@ class Trouble:
             {"status": 500}, {"status": 503}, {"die_after_frames": 3}, {"die_after_frames": 0},
             {"error_event_first": True}, {"stall_after_frames": 4},
         ]  # fmt: skip
+        turns: list[dict[str, object]] = []
         while True:
             await asyncio.sleep(WEATHER_S[0] * self._chance.uniform(0.5, 1.5))
+            # Each kind once before any comes again: a short run is to have them all.
+            turns = turns or self._chance.sample(kinds, len(kinds))
             faults = self._chance.choice(self._site.engines).faults
-            for name, value in self._chance.choice(kinds).items():
+            for name, value in turns.pop().items():
                 before = getattr(faults, name)
                 setattr(faults, name, value)
-                await asyncio.sleep(WEATHER_S[1] * self._chance.random())
+                await asyncio.sleep(WEATHER_S[1] * self._chance.uniform(0.5, 2.5))
                 setattr(faults, name, before)
 
     # -- kills -------------------------------------------------------------------------------
