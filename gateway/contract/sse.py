@@ -14,7 +14,7 @@ FRAME_BYTES_MAX = 1 << 20
 #: Two line ends in a row. Atomic: CRLF is one line end, never a CR and then an LF.
 BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 #: What may stand before an event: comments and blank lines, each a whole line.
-LEAD = re.compile(rb"(?:(?::[^\r\n]*+)?(?>\r\n|\n|\r))++")
+LEAD = re.compile(rb"(?>(?:(?::[^\r\n]*+)?(?>\r\n|\n|\r))+)")
 LINE_END = re.compile(rb"\r\n|\n|\r")
 DONE = b"[DONE]"
 #: A blank line is at most four bytes, so three of them may hide at the end of what is held.

@@ -12,9 +12,10 @@ from gateway.contract.usage import model_pair
 
 BYTES_MAX = 4096
 #: The end of such an event and its chunk: choices, then usage with names and numbers alone.
+#: Atomic, not possessive, for the reason told at ``usage.PLAIN_OBJECT``.
 ENDING = re.compile(
     rb'\}\],"usage":\{"prompt_tokens":(\d{1,15}),"total_tokens":\d{1,15},'
-    rb'"completion_tokens":(\d{1,15})(?:,"[a-z_]++":[a-z0-9]++)*+\}\}\n\n\r\n\Z'
+    rb'"completion_tokens":(\d{1,15})(?>(?:,"[a-z_]++":[a-z0-9]++)*)\}\}\n\n\r\n\Z'
 )
 USAGE = b'"usage":{'
 ERROR = b'"error"'

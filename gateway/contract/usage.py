@@ -27,8 +27,10 @@ _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _FLAT = rb'\{(?:[^{}"]++|' + _STRING + rb")*+\}"
 #: An object that nests at most one level deeper: details inside usage.
 OBJECT = re.compile(rb'\{(?:[^{}"]++|' + _STRING + b"|" + _FLAT + rb")*+\}", re.DOTALL)
-#: vLLM's, with names and numbers alone.
-PLAIN_OBJECT = re.compile(rb'\{(?:"[a-z_]++":[a-z0-9]++,?+)++\}')
+_PLAIN = rb'"[a-z_]++":[a-z0-9]++'
+#: vLLM's, with names and numbers alone. Atomic: before CPython 3.11.5 a group that is repeated
+#: possessively, `(..)*+`, loses its place where its last turn fails halfway (python/cpython#106052).
+PLAIN_OBJECT = re.compile(rb"\{" + _PLAIN + rb"(?>(?:," + _PLAIN + rb")*)\}")
 COMMA_AFTER = re.compile(rb"\s*,\s*")
 COMMA_BEFORE = re.compile(rb",\s*\Z")
 NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')

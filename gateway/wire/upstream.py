@@ -30,9 +30,10 @@ STATUS_MIN, STATUS_MAX = 100, 599
 #: A body up to here goes out with its head in one write; a copy of a larger one costs more than that.
 JOINED_BYTES = 65_536
 VERSIONS = ("1.1", "1.0")
+#: Atomic, not possessive, for the reason told at ``contract.usage.PLAIN_OBJECT``.
 _OTHER = (
-    rb"(?:(?!content-|connection|transfer-|trailer|upgrade|keep-alive|proxy-)"
-    rb"[a-z0-9-]++: [ -~]*+\r\n)*+"
+    rb"(?>(?:(?!content-|connection|transfer-|trailer|upgrade|keep-alive|proxy-)"
+    rb"[a-z0-9-]++: [ -~]*+\r\n)*)"
 )
 #: The head of a whole answer as engines write it: one length, one kind of content, nothing else that
 #: could frame it or close its connection. Any other spelling or order is llhttp's to read.

@@ -91,6 +91,8 @@ def test_a_prefix_that_changes_within_a_stream_is_seen() -> None:
         pytest.param(chunk(event("x" * BYTES_MAX)), id="long"),
         pytest.param(chunk(event().replace(b'":', b'": ')), id="spaces"),
         pytest.param(chunk(event(model="another")), id="another model"),
+        pytest.param(chunk(event().replace(b"null}}\n", b"}}\n")), id="usage without a value"),
+        pytest.param(chunk(event().replace(b'_details":null}}\n', b"}}\n")), id="usage cut short"),
         pytest.param(b"", id="nothing"),
         pytest.param(b"0\r\n\r\n", id="the last chunk"),
     ],

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.contract.sse import FrameSplitter, Kind, kind_of
 from gateway.contract.usage import (
+    PLAIN_OBJECT,
     Seen,
     UsageFold,
     cut,
@@ -259,6 +260,13 @@ def test_cut_leaves_every_other_byte(recorded, name):
         )
         removed = len(frame) - len(edited)
         assert edited == frame[:start] + frame[start + removed :]
+
+
+@pytest.mark.parametrize(
+    "usage", [b'{"a":1,"b":}', b'{"a":1,"b}', b'{"a":1"b":2}', b'{"a":1,}', b"{}", b'{"a":-}']
+)
+def test_usage_that_is_no_object_is_never_taken_for_a_plain_one(usage):
+    assert PLAIN_OBJECT.match(usage) is None
 
 
 def test_frames_without_usage_are_the_same_object(recorded):

@@ -93,6 +93,46 @@ async def test_connection_is_kept_and_used_again(engine, pool):
     assert (first.body, second.body, engine.connections) == (b"right", b"right", 1)
 
 
+class Takes(Told):
+    """A receiver that takes a whole answer."""
+
+    taken = None
+
+    def take_answer(self, content_type, body):
+        self.taken = (content_type, body)
+        self.over.set()
+        return True
+
+
+VLLM = (
+    b"HTTP/1.1 200 OK\r\ndate: Thu, 26 Nov 2026 10:00:00 GMT\r\nserver: uvicorn\r\n"
+    b"content-length: 9\r\ncontent-type: application/json\r\nx-request-id: a-1\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("head", "taken"),
+    [
+        (VLLM, True),
+        (VLLM.replace(b"content-length: 9\r\n", b"").replace(b"\r\n\r\n", b"\r\nContent-Length: 9\r\n\r\n"), True),
+        (VLLM.replace(b"server: uvicorn", b"connection: close"), False),
+        (VLLM.replace(b"server: uvicorn", b"content-encoding: identity"), False),
+        (VLLM.replace(b"server: uvicorn", b"content-length: 9"), False),
+        (VLLM.replace(b"200 OK", b"201 Created"), False),
+        (VLLM.replace(b"content-length: 9", b"content-length: 8"), False),
+        (VLLM.replace(b"x-request-id: a-1", b"x-request-id : a-1"), False),
+    ],
+)  # fmt: skip
+async def test_only_the_usual_whole_answer_is_taken_without_a_parser(engine, pool, head, taken):
+    engine.scripts = [(head + b'{"a":"b"}', False)]
+    upstream, told = await pool.connect(1), Takes()
+    upstream.send(pool.request_head(b"GET", b"/x", (), 0), b"", told)
+    await asyncio.wait_for(told.over.wait(), 3)
+
+    assert told.taken == ((b"application/json", b'{"a":"b"}') if taken else None)
+    upstream.abort()
+
+
 async def test_interim_answers_are_skipped(engine, pool):
     engine.scripts = [(b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" * 3 + GOOD, False)]
     told = await ask(pool)
