@@ -253,9 +253,10 @@ class _Progress:
         model = self._exchange.model
         return normalise_engine_error(status, body, model.upstream, model.name)
 
-    def on_steady(self, prompt: int, completion: int) -> None:
+    def on_steady(self) -> None:
         """Runs before the bytes are handed to the client's socket; a token went to it before."""
-        self._slot.progress(self._number, prompt, completion)
+        fold = self._fold
+        self._slot.progress(self._number, fold.prompt, fold.completion)  # type: ignore[arg-type]  # it has both
         now_s = self._monotonic()
         gap_s, self._last_s = now_s - self._last_s, now_s
         gaps, watch = self._gaps, self.watch

@@ -8,7 +8,7 @@ way (``wire.upstream``'s parser, ``contract.sse``, ``contract.usage``) with the 
 
 import re
 
-from gateway.contract.usage import model_pair
+from gateway.contract.usage import UsageFold, model_pair
 
 BYTES_MAX = 4096
 #: The end of such an event and its chunk: choices, then usage with names and numbers alone.
@@ -46,36 +46,36 @@ BEGINNINGS = _beginnings()
 
 
 class Steady:
-    """One per stream. ``take`` and ``take_each`` give what goes to the client, and leave the counts
-    it carried in ``prompt`` and ``completion``.
+    """One per stream. ``take`` and ``take_each`` give what goes to the client, and put the counts it
+    carried into ``fold``.
 
     ``cuts_usage``: the client did not ask for it. ``names``: (upstream, public) model where they
-    differ. The bytes up to the model's name hardly change within a stream: they are kept as they
-    came and as they go out.
+    differ. The bytes up to the model's name and the length of the ending hardly change within a
+    stream: what was seen last is looked for first.
     """
 
     __slots__ = (
         "_before",
         "_before_bytes",
         "_cuts_usage",
+        "_ending_bytes",
+        "_fold",
         "_new",
         "_old",
         "_renamed",
         "_renamed_bytes",
-        "completion",
-        "prompt",
     )
 
-    def __init__(self, *, cuts_usage: bool, names: tuple[str, str] | None) -> None:
+    def __init__(self, fold: UsageFold, *, cuts_usage: bool, names: tuple[str, str] | None) -> None:
+        self._fold = fold
         self._cuts_usage = cuts_usage
         self._old = self._new = b""
         if names is not None:
             self._old, self._new = model_pair(names[0]), model_pair(names[1])
-        self._before = b""  # from the event's first byte to the end of its model
+        self._before = b"\n"  # from the event's first byte to the end of its model; none begins so
         self._renamed = b""  # the same with the public name, which may be the longer one
         self._before_bytes = self._renamed_bytes = 0
-        self.prompt = 0
-        self.completion = 0
+        self._ending_bytes = 0
 
     def take_each(self, data: bytes) -> tuple[list[bytes], int]:
         """The chunks at the beginning of a read that can be taken, and the bytes they were."""
@@ -102,30 +102,42 @@ class Steady:
         beginning, begin = BEGINNINGS[length]
         if not data.startswith(beginning):
             return None
-        usage = data.rfind(USAGE)
-        found = ENDING.match(data, usage - 3) if usage > 0 else None
+        found = ENDING.match(data, length - self._ending_bytes) or self._ending_of(data)
         if (
             found is None
             or data.find(b"\n", begin) != length - 4
             or data.find(b"\r", begin) != length - 2
-            or ERROR in data
+            or data.find(ERROR) >= 0
         ):
             return None
+        end = length - (self._ending_bytes - 2 if self._cuts_usage else ENDS_BYTES)
         out = data
         if self._old:
-            if not data.startswith(self._before, begin) or not self._before:
-                at = data.find(self._old, begin)
-                if at < 0:
-                    return None
-                after = at + len(self._old)
-                self._before, self._renamed = data[begin:after], data[begin:at] + self._new
-                self._before_bytes, self._renamed_bytes = after - begin, len(self._renamed)
+            if not data.startswith(self._before, begin) and not self._learn(data, begin):
+                return None
             rest = begin + self._before_bytes
-            end = usage - 1 if self._cuts_usage else length - ENDS_BYTES
-            size = self._renamed_bytes + end - rest + 3
-            out = b"".join((SIZE_LINES[size], self._renamed, data[rest:end], EVENT_ENDS))
+            size = SIZE_LINES[self._renamed_bytes + end - rest + 3]
+            out = b"".join((size, self._renamed, data[rest:end], EVENT_ENDS))
         elif self._cuts_usage:
-            out = b"".join((SIZE_LINES[usage + 2 - begin], data[begin : usage - 1], EVENT_ENDS))
-        self.prompt = int(found[1])
-        self.completion = int(found[2])
+            out = b"".join((SIZE_LINES[end - begin + 3], data[begin:end], EVENT_ENDS))
+        fold = self._fold
+        fold.prompt, fold.completion = int(found[1]), int(found[2])
         return out
+
+    def _ending_of(self, data: bytes) -> re.Match[bytes] | None:
+        """The same match where the ending is not as long as the one before."""
+        usage = data.rfind(USAGE)
+        found = ENDING.match(data, usage - 3) if usage > 0 else None
+        if found is not None:
+            self._ending_bytes = len(data) - usage + 3
+        return found
+
+    def _learn(self, data: bytes, begin: int) -> bool:
+        """How this event begins, up to its model; false: it has no model of the engine's name."""
+        at = data.find(self._old, begin)
+        if at < 0:
+            return False
+        after = at + len(self._old)
+        self._before, self._renamed = data[begin:after], data[begin:at] + self._new
+        self._before_bytes, self._renamed_bytes = after - begin, len(self._renamed)
+        return True

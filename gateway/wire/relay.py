@@ -94,7 +94,7 @@ class Listener(Protocol):
     def on_chunk(self, events: int) -> None:
         """They are, with so many events of the model's (0: comments alone)."""
 
-    def on_steady(self, prompt: int, completion: int) -> None:
+    def on_steady(self) -> None:
         """Both of these in one, where one choice that has begun makes its next tokens; the bytes follow."""
 
     def error_of(self, status: int, body: bytes) -> ContractError:
@@ -242,9 +242,8 @@ class Relay:
             if not outs:
                 return 0
             out = b"".join(outs)
-        fold, reply = self._fold, self._reply
-        fold.prompt, fold.completion = prompt, completion = steady.prompt, steady.completion
-        self._listener.on_steady(prompt, completion)
+        self._listener.on_steady()
+        reply = self._reply
         if not reply.gone:
             reply.transport.write(out)  # framed already
         return taken
@@ -346,7 +345,9 @@ class Relay:
     def _become_steady(self) -> None:
         """From here on reads that are one event of one choice take the short way."""
         if not self._done and self._reply.chunked and self.tier is None:
-            self._steady = Steady(cuts_usage=self._usage_kept != "all", names=self._names)
+            self._steady = Steady(
+                self._fold, cuts_usage=self._usage_kept != "all", names=self._names
+            )
 
     def _send(self, out: list[bytes], events: int) -> None:
         if out:

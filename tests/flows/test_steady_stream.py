@@ -82,8 +82,8 @@ class Listener:
 
     def on_chunk(self, events: int) -> None: ...
 
-    def on_steady(self, prompt: int, completion: int) -> None:
-        self.counts.append((prompt, completion))
+    def on_steady(self) -> None:
+        self.counts.append((self.fold.prompt, self.fold.completion))
 
     def error_of(self, _status: int, _body: bytes) -> UpstreamError:
         return UpstreamError()

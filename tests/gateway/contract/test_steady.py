@@ -39,15 +39,17 @@ def the_long_way(frame: bytes, *, cuts: bool, names: tuple[str, str] | None) -> 
 @pytest.mark.parametrize("names", [None, NAMES, (NAMES[0], "m")])
 @pytest.mark.parametrize("cuts", [True, False])
 @given(
-    contents=st.lists(st.text(max_size=300), min_size=1, max_size=4),
-    completion=st.integers(1, 10**9),
+    events=st.lists(
+        st.tuples(st.text(max_size=300), st.integers(1, 10**9)), min_size=1, max_size=4
+    ),
 )
 def test_it_gives_what_the_long_way_gives(
-    names: tuple[str, str] | None, cuts: bool, contents: list[str], completion: int
+    names: tuple[str, str] | None, cuts: bool, events: list[tuple[str, int]]
 ) -> None:
-    steady = Steady(cuts_usage=cuts, names=names)
-    for number, content in enumerate(contents):
-        frame = event(content, completion + number)
+    counted = UsageFold(1, 1)
+    steady = Steady(counted, cuts_usage=cuts, names=names)
+    for content, completion in events:
+        frame = event(content, completion)
         out = steady.take(chunk(frame))
         if out is None:
             assert len(chunk(frame)) > BYTES_MAX or "error" in content
@@ -55,11 +57,11 @@ def test_it_gives_what_the_long_way_gives(
         assert out == the_long_way(frame, cuts=cuts, names=names)
         fold = UsageFold(1, 1)
         assert not fold.look(frame).final
-        assert (steady.prompt, steady.completion) == (fold.prompt, fold.completion)
+        assert (counted.prompt, counted.completion) == (fold.prompt, fold.completion)
 
 
 def test_a_prefix_that_changes_within_a_stream_is_seen() -> None:
-    steady = Steady(cuts_usage=True, names=NAMES)
+    steady = Steady(UsageFold(1, 1), cuts_usage=True, names=NAMES)
     for created in (1, 1, 22, 22, 3):
         frame = event(created=created)
         assert steady.take(chunk(frame)) == the_long_way(frame, cuts=True, names=NAMES)
@@ -99,10 +101,10 @@ def test_a_prefix_that_changes_within_a_stream_is_seen() -> None:
 )
 def test_anything_else_is_not_taken(read: bytes) -> None:
     assert len(event("hi1234")) == 0x13C, "a size with a letter, for the capitals"
-    assert Steady(cuts_usage=True, names=NAMES).take(read) is None
+    assert Steady(UsageFold(1, 1), cuts_usage=True, names=NAMES).take(read) is None
 
 
 @given(st.binary(max_size=64), st.integers(0, 400), st.integers(0, 400))
 def test_no_bytes_make_it_raise(noise: bytes, start: int, stop: int) -> None:
     good = chunk(event())
-    Steady(cuts_usage=True, names=NAMES).take(good[:start] + noise + good[stop:])
+    Steady(UsageFold(1, 1), cuts_usage=True, names=NAMES).take(good[:start] + noise + good[stop:])

@@ -87,8 +87,8 @@ class Bench:
     def on_chunk(self, events):
         self.told.append(("chunk", events))
 
-    def on_steady(self, prompt, completion):
-        self.told.append(("steady", completion, len(self.body)))
+    def on_steady(self):
+        self.told.append(("steady", self.fold.completion, len(self.body)))
 
     def error_of(self, status, body):
         return normalise_engine_error(status, body, "up", "public")
