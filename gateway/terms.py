@@ -8,6 +8,7 @@ arguments. Not here: what a request reserves (``quotas.estimate``), the store.
 from collections.abc import Callable, Sequence
 from datetime import UTC, tzinfo
 from operator import itemgetter
+from typing import NoReturn
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
@@ -103,6 +104,7 @@ class Terms:
         "_on_throughput",
         "_quotas",
         "_shared_at",
+        "_sold",
         "_users",
         "_utc",
         "currency",
@@ -155,6 +157,7 @@ class Terms:
         self._amounts = _picker([DIMENSIONS.index(limit.dimension) for limit in limits])
         self._quotas = any(limit.algorithm == "quota" for limit in limits)
         self._users: dict[str, Terms] = {}
+        self._sold = None if tier != DEFAULT_TIER else principal.tenant.throughput.get(model.id)
         self._on_throughput: Terms | None = None
         self.reserved = self.spills = False
         self.shared = shared
@@ -209,18 +212,20 @@ class Terms:
 
     def check_fits(self, intent: Plan) -> None:
         """Raises ``RequestTooLarge`` for what the tightest limits can never grant."""
-        if self.tightest_tokens is not None:
-            self._check(self.tightest_tokens, intent.reserve)
-        if self.tightest_output is not None:
-            self._check(self.tightest_output, intent.output)
-        if self.tightest_money is not None:
-            self._check(self.tightest_money, self.hold_micro(intent))
+        limit = self.tightest_tokens
+        if limit is not None and intent.reserve > limit.capacity:
+            self._refuse(limit, intent.reserve)
+        limit = self.tightest_output
+        if limit is not None and intent.output > limit.capacity:
+            self._refuse(limit, intent.output)
+        limit = self.tightest_money
+        if limit is not None and (money := self.hold_micro(intent)) > limit.capacity:
+            self._refuse(limit, money)
 
-    def _check(self, limit: Limit, amount: int) -> None:
-        if amount > limit.capacity:
-            raise RequestTooLarge(
-                limit.scope_name, limit.dimension, limit.capacity, amount, self.currency
-            )
+    def _refuse(self, limit: Limit, amount: int) -> NoReturn:
+        raise RequestTooLarge(
+            limit.scope_name, limit.dimension, limit.capacity, amount, self.currency
+        )
 
     def on_throughput(self, unix_ms: int) -> "Terms | None":
         """The terms of what the tenant has reserved of the model; None where it has nothing then.
@@ -228,8 +233,8 @@ class Terms:
         It is of the default tier alone. It was paid for: nothing of the tenant's that counts tokens or money holds it back, only its
         own bucket, limits of requests, and what its projects and keys were given.
         """
-        held = self.principal.tenant.throughput.get(self.model.id)
-        if held is None or not held.holds(unix_ms) or self.tier != DEFAULT_TIER:
+        held = self._sold
+        if held is None or not held.holds(unix_ms):
             return None
         if self._on_throughput is None:
             kept = tuple(limit for limit in self.limits if _binds_reserved(limit))

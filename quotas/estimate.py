@@ -44,14 +44,12 @@ class _Ratios:
 
     def add(self, ratio: float) -> None:
         ranked, seen = self.sorted, self.seen
-        if len(seen) == REMEMBERED:
+        seen.append(ratio)
+        if len(seen) > REMEMBERED:
             oldest = seen.popleft()
-            seen.append(ratio)
             if oldest == ratio:
                 return
             del ranked[bisect_left(ranked, oldest)]
-        else:
-            seen.append(ratio)
         insort(ranked, ratio)
         count = len(ranked)
         top = ranked[-_RANKS[count]]

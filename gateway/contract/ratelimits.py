@@ -14,34 +14,40 @@ from quotas.limits import Level, Limit
 
 FAMILIES = {"requests": ("requests",), "tokens": ("tokens", "input_tokens", "output_tokens")}
 Headers = list[tuple[bytes, bytes]]
+#: Below it Go writes whole milliseconds.
+SECOND_MS = 1000
 
 
 class Family(msgspec.Struct, frozen=True):
-    """The names of one family's headers, its first limit and the others: (index into the charges, limit
-    as text); and ``lines``, its headers with the limit, what remains and the reset left open.
+    """The names of one family's headers, its first limit and the others: (index into the charges, its
+    lines of a head as far as the number that remains); ``reset_line``, from there as far as the time.
+    ``texts``: limits as text, by index.
     """
 
     limit: bytes
     remaining: bytes
     reset: bytes
-    first: tuple[int, bytes]
-    others: tuple[tuple[int, bytes], ...]
-    lines: bytes
+    first: tuple[int, str]
+    others: tuple[tuple[int, str], ...]
+    reset_line: str
+    texts: dict[int, bytes]
 
 
 def families_of(limits: Sequence[Limit]) -> tuple[Family, ...]:
     """What can be known before a request; shadow limits are nobody's business."""
     made = []
     for name, dimensions in FAMILIES.items():
-        members = [
-            (index, b"%d" % (limit.per_minute or limit.capacity))
+        texts = {
+            index: b"%d" % (limit.per_minute or limit.capacity)
             for index, limit in enumerate(limits)
             if limit.dimension in dimensions and not limit.shadow
-        ]
-        if members:
+        }
+        if texts:
             limit, remaining, reset = (b"x-ratelimit-%s-%s" % (k, name.encode()) for k in _KINDS)
-            lines = b"%b: %%b\r\n%b: %%d\r\n%b: %%b\r\n" % (limit, remaining, reset)
-            made.append(Family(limit, remaining, reset, members[0], tuple(members[1:]), lines))
+            lines = b"%b: %%b\r\n%b: " % (limit, remaining)
+            first, *others = [(index, (lines % text).decode()) for index, text in texts.items()]
+            reset_line = f"\r\n{reset.decode()}: "
+            made.append(Family(limit, remaining, reset, first, tuple(others), reset_line, texts))
     return tuple(made)
 
 
@@ -52,9 +58,9 @@ def rate_headers(families: tuple[Family, ...], levels: Sequence[Level]) -> Heade
     """Header pairs for the limits that were evaluated; none for a family without a limit."""
     headers: Headers = []
     for family in families:
-        limit, level = _binding(family, levels)
+        index, level = _binding(family, levels)
         headers += (
-            (family.limit, limit),
+            (family.limit, family.texts[index]),
             (family.remaining, b"%d" % max(0, level.remaining)),
             (family.reset, duration(level.reset_ms)),
         )
@@ -62,22 +68,28 @@ def rate_headers(families: tuple[Family, ...], levels: Sequence[Level]) -> Heade
 
 
 def rate_lines(families: tuple[Family, ...], levels: Sequence[Level]) -> bytes:
-    """The same as the lines of a head: what every answer carries."""
-    lines = b""
+    """The same as the lines of a head: what every answer carries, so written out in one loop."""
+    lines = ""
     for family in families:
-        limit, level = _binding(family, levels)
-        lines += family.lines % (limit, max(0, level.remaining), duration(level.reset_ms))
-    return lines
+        index, line = family.first
+        level = levels[index]
+        least = level.remaining
+        for index, text in family.others:
+            if levels[index].remaining < least:
+                level, line = levels[index], text
+                least = level.remaining
+        if least < 0:  # noqa: PLR1730  a call costs more
+            least = 0
+        reset_ms = level.reset_ms
+        reset = f"{reset_ms}ms" if 0 <= reset_ms < SECOND_MS else duration(reset_ms).decode()
+        lines += f"{line}{least}{family.reset_line}{reset}\r\n"
+    return lines.encode()
 
 
-def _binding(family: Family, levels: Sequence[Level]) -> tuple[bytes, Level]:
-    """The limit with the least left, as text, and its level."""
-    index, limit = family.first
-    level = levels[index]
-    for other, text in family.others:
-        if levels[other].remaining < level.remaining:
-            level, limit = levels[other], text
-    return limit, level
+def _binding(family: Family, levels: Sequence[Level]) -> tuple[int, Level]:
+    """The limit with the least left, the first of them, and its level."""
+    index = min(family.texts, key=lambda index: levels[index].remaining)
+    return index, levels[index]
 
 
 def duration(milliseconds: int) -> bytes:
@@ -86,7 +98,7 @@ def duration(milliseconds: int) -> bytes:
     >>> duration(12), duration(1500), duration(360000), duration(3723004)
     (b'12ms', b'1.5s', b'6m0s', b'1h2m3.004s')
     """
-    if milliseconds < 1000:  # noqa: PLR2004 -- Go writes whole milliseconds below a second
+    if milliseconds < SECOND_MS:
         return b"%dms" % max(0, milliseconds)
     minutes, rest = divmod(milliseconds, 60_000)
     hours, minutes = divmod(minutes, 60)

@@ -4,9 +4,11 @@ import itertools
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from quotas.record import AttemptEntry, UsageRecord
-from quotas.settlement import TABLE, Case, Ending, Seen, settle, unbilled_ms
+from quotas.settlement import TABLE, Bill, Case, Ending, Seen, _case, _seen, settle, unbilled_ms
 
 #: Nothing was counted by the engine; what we could find out ourselves.
 OURS = {"tokenized": 90, "estimate": 120, "tokenized_completion": 9, "completion_estimate": 12}
@@ -71,6 +73,33 @@ def test_ending_bills_what_its_row_says(ending, known, prompt, completion, sourc
 
     assert (settled.usage.prompt, settled.usage.completion) == (prompt, completion)
     assert (settled.source, settled.outcome) == (source, outcome)
+
+
+@given(
+    st.builds(
+        Ending,
+        cause=st.sampled_from(("ok", "client_abort", "engine_error", "refused_by_engine")),
+        prompt=st.none() | st.integers(0, 2),
+        completion=st.none() | st.integers(0, 2),
+        cached=st.integers(0, 2),
+        final=st.booleans(),
+        delivered=st.booleans(),
+        void_finish=st.booleans(),
+    )
+)
+def test_quick_way_of_most_endings_bills_what_the_table_says(ending):
+    settled, bill = settle(ending, **OURS), TABLE[_case(ending), _seen(ending)]
+
+    counts = (ending.prompt or 0, ending.cached, ending.completion or 0)
+    said = (settled.usage.prompt, settled.usage.cached, settled.usage.completion)
+    if bill is Bill.COUNTED:
+        assert said == counts
+        assert settled.source == ("engine_final" if ending.final else "engine_partial")
+        assert settled.outcome == ending.cause
+    elif bill is Bill.NOTHING:
+        assert said == (0, 0, 0)
+    else:
+        assert settled.source in ("tokenized", "estimated")
 
 
 def test_every_ending_has_a_row():
