@@ -316,10 +316,10 @@ class Connection(asyncio.Protocol):
         lobby = self._lobby
         reply = self._reply = Reply(
             self.transport,
-            is_head=head.method == "HEAD",
-            http10=head.http10,
-            close=head.close or lobby.draining,
-            on_done=self._answered,
+            head.method == "HEAD",
+            not head.http10,
+            head.close or lobby.draining,
+            self._answered,
         )
         if lobby.cors is not None:
             reply.grants = lobby.cors.grants(head.fields)
@@ -330,8 +330,8 @@ class Connection(asyncio.Protocol):
         peer = self.peer
         if lobby.trusted:
             peer = client_address(peer, head.headers, lobby.trusted)
-        request = Request(head, body, peer, self._arrived_s)
-        task = self._loop.create_task(self._serve(request, reply), name="request")
+        request = Request(head, body, peer, self._arrived_s, head.method, head.path, head.query)
+        task = reply.task = self._loop.create_task(self._serve(request, reply), name="request")
         lobby.tasks.add(task)  # a loop keeps none alive by itself
 
     async def _serve(self, request: Request, reply: Reply) -> None:
@@ -344,7 +344,8 @@ class Connection(asyncio.Protocol):
                 reply.send(status, headers, body, close=True)
         if not reply.done and not reply.gone:
             reply.abort()
-        self._lobby.tasks.discard(asyncio.current_task())
+        self._lobby.tasks.discard(reply.task)
+        reply.task = None
 
     def _answered(self, close: bool) -> None:  # noqa: FBT001 -- a callback of one fact
         """The answer is written; the next request of the pipeline begins."""

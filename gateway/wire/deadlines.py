@@ -12,26 +12,25 @@ import logging
 from collections.abc import Callable
 from functools import lru_cache
 
+import msgspec
+
 SLOTS = 512
 #: A tick that does not come.
 NEVER = 1 << 62
 log = logging.getLogger("gateway.wire.deadlines")
 
 
-class Deadline:
+class Deadline(msgspec.Struct, eq=False):
     """``due`` is in ticks; ``at``: the tick at which its slot comes round, never after ``due``.
 
     One that has fired rests until it is moved; a cancelled one is done for good.
     """
 
-    __slots__ = ("_wheel", "at", "callback", "due", "slot")
-
-    def __init__(self, wheel: "Wheel", due: int, callback: Callable[[], None]) -> None:
-        self._wheel = wheel
-        self.due = due
-        self.at = NEVER
-        self.callback: Callable[[], None] | None = callback
-        self.slot: set[Deadline] | None = None
+    wheel: "Wheel"
+    due: int
+    callback: Callable[[], None] | None
+    at: int = NEVER
+    slot: "set[Deadline] | None" = None
 
     def cancel(self) -> None:
         """It never fires; safe to repeat."""
@@ -43,13 +42,14 @@ class Deadline:
 
     def move(self, delay_s: float) -> None:
         """Due ``delay_s`` from now; only a time before its slot's costs more than a number."""
-        self.aim(self._wheel.tick_at(delay_s))
+        wheel = self.wheel
+        self.aim(wheel.now + wheel.ticks(delay_s))
 
     def aim(self, due: int) -> None:
         """Due at that tick."""
         self.due = due
-        if self.due < self.at and self.callback is not None:
-            self._wheel.place(self)
+        if due < self.at and self.callback is not None:
+            self.wheel.place(self)
 
     def rest(self) -> None:
         """Due at no time until it is moved."""
@@ -80,16 +80,12 @@ class Wheel:
             self._handle = None
 
     def add(self, delay_s: float, callback: Callable[[], None]) -> Deadline:
-        return self.add_at(self.tick_at(delay_s), callback)
+        return self.add_at(self.now + self.ticks(delay_s), callback)
 
     def add_at(self, due: int, callback: Callable[[], None]) -> Deadline:
         deadline = Deadline(self, due, callback)
         self.place(deadline)
         return deadline
-
-    def tick_at(self, delay_s: float) -> int:
-        """The first tick that is not before ``delay_s`` from now."""
-        return self.now + self.ticks(delay_s)
 
     def _ticks(self, delay_s: float) -> int:
         return int(delay_s / self._tick_s) + 2
@@ -97,10 +93,11 @@ class Wheel:
     def place(self, deadline: Deadline) -> None:
         if deadline.slot is not None:
             deadline.slot.discard(deadline)
-        deadline.at = min(deadline.due, self.now + SLOTS - 1)
-        slot = self._slots[deadline.at % SLOTS]
+        at, last = deadline.due, self.now + SLOTS - 1
+        at = min(at, last)
+        deadline.at = at
+        slot = deadline.slot = self._slots[at % SLOTS]
         slot.add(deadline)
-        deadline.slot = slot
 
     def advance(self) -> None:
         """One tick: fire what is due, re-place what has moved or lies a revolution ahead."""

@@ -4,58 +4,37 @@ One ``send``, or ``start``, ``write`` and ``finish``. Back-pressure and the clie
 through three callbacks. Not here: reading requests (``gateway.wire.server``).
 """
 
-from asyncio import Transport
+from asyncio import Task, Transport
 from collections.abc import Callable
+
+import msgspec
 
 from gateway.wire import heads
 from gateway.wire.heads import Headers
 
 
-class Reply:
+class Reply(msgspec.Struct, eq=False):
     """``gone``: the client has left (closed, half-closed, reset, or does not read). ``grants``:
     header pairs that every answer carries.
     """
 
-    __slots__ = (
-        "_chunked",
-        "_close",
-        "_is_head",
-        "_on_done",
-        "done",
-        "gone",
-        "grants",
-        "on_gone",
-        "on_pause",
-        "on_resume",
-        "started",
-        "transport",
-    )
-
-    def __init__(
-        self,
-        transport: Transport,
-        *,
-        is_head: bool,
-        http10: bool,
-        close: bool,
-        on_done: Callable[[bool], None],
-    ) -> None:
-        self.transport = transport
-        self._is_head = is_head
-        self._chunked = not http10
-        self._close = close
-        self._on_done = on_done
-        self.started = False
-        self.done = False
-        self.gone = False
-        self.grants: Headers = ()
-        self.on_gone: Callable[[], None] | None = None
-        self.on_pause: Callable[[], None] | None = None
-        self.on_resume: Callable[[], None] | None = None
+    transport: Transport
+    is_head: bool
+    chunked: bool  # whether its client takes chunks: one of HTTP/1.0 does not
+    close: bool
+    on_done: Callable[[bool], None]
+    started: bool = False
+    done: bool = False
+    gone: bool = False
+    grants: Headers = ()
+    on_gone: Callable[[], None] | None = None
+    on_pause: Callable[[], None] | None = None
+    on_resume: Callable[[], None] | None = None
+    task: "Task[None] | None" = None  # which answers it
 
     def send(self, status: int, headers: Headers, body: bytes, *, close: bool = False) -> None:
         """A whole answer with its length; the body stays away from an answer to HEAD."""
-        self._close = self._close or close
+        self.close = self.close or close
         self.send_written(status, heads.written(headers), body)
 
     def send_written(self, status: int, lines: bytes, body: bytes) -> None:
@@ -68,12 +47,12 @@ class Reply:
         framing = b"content-length: %d\r\n" % len(body)
         if status == 204:  # noqa: PLR2004 -- RFC 9110 8.6
             framing = b""
-        data = heads.head(status, lines, framing, close=self._close)
-        if not self._is_head:
+        data = heads.head(status, lines, framing, close=self.close)
+        if not self.is_head:
             data += body
         self.transport.write(data)
         self.done = True
-        self._on_done(self._close)
+        self.on_done(self.close)
 
     def start(self, status: int, lines: bytes) -> None:
         """The head of a stream, its headers as lines (``heads.written``). An HTTP/1.0 client gets no
@@ -82,24 +61,19 @@ class Reply:
         if self.gone or self.started:
             return
         self.started = True
-        framing = heads.CHUNKED if self._chunked else b""
+        framing = heads.CHUNKED if self.chunked else b""
         if self.grants:
             lines += heads.written(self.grants)
-        self._write(heads.head(status, lines, framing, close=self._close))
+        self._write(heads.head(status, lines, framing, close=self.close))
 
     def write(self, data: bytes) -> None:
         """One chunk, one write."""
         if not self.gone and not self.done and data:
-            self._write(heads.chunk(data) if self._chunked else data)
-
-    @property
-    def chunked(self) -> bool:
-        """Whether its client takes chunks: one of HTTP/1.0 does not."""
-        return self._chunked
+            self._write(heads.chunk(data) if self.chunked else data)
 
     def finish(self) -> None:
         if not self.gone and not self.done:
-            if self._chunked:
+            if self.chunked:
                 self._write(heads.LAST_CHUNK)
             self._end()
 
@@ -125,7 +99,7 @@ class Reply:
 
     def _end(self) -> None:
         self.done = True
-        self._on_done(self._close)
+        self.on_done(self.close)
 
     def _write(self, data: bytes) -> None:
         self.transport.write(data)

@@ -2,26 +2,25 @@
 
 import ipaddress
 
+import msgspec
+
 from gateway.wire.guard import Head
 
 Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 
 
-class Request:
+class Request(msgspec.Struct, frozen=True, eq=False):
     """``arrived_s``: loop time of the first byte. ``peer``: the client's address, from
     X-Forwarded-For only where a trusted proxy says it.
     """
 
-    __slots__ = ("arrived_s", "body", "head", "method", "path", "peer", "query")
-
-    def __init__(self, head: Head, body: bytes, peer: str, arrived_s: float) -> None:
-        self.head = head
-        self.method = head.method
-        self.path = head.path
-        self.query = head.query
-        self.body = body
-        self.peer = peer
-        self.arrived_s = arrived_s
+    head: Head
+    body: bytes
+    peer: str
+    arrived_s: float
+    method: str  # as ``head`` has these three
+    path: str
+    query: str
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of a lower-case name."""

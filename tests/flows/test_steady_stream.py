@@ -95,7 +95,7 @@ async def relayed(reads: list[bytes], kept: str, *, short: bool) -> tuple[bytes,
     upstream.connection_made(Wire())
     fold, counts = UsageFold(1, 1), []
     relay = (Relay if short else LongWay)(
-        reply=Reply(client, is_head=False, http10=False, close=False, on_done=lambda _close: None),
+        reply=Reply(client, is_head=False, chunked=True, close=False, on_done=lambda _close: None),
         fold=fold,
         stream=True,
         usage_kept=kept,

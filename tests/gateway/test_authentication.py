@@ -10,7 +10,7 @@ from gateway.contract.errors import InvalidKey, ModelNotFound, ModelNotPriced
 from gateway.settings import WireSettings
 from gateway.snapshot import KeyDoc, ModelDoc, ProjectDoc, SecretDoc, Snapshot, TenantDoc
 from gateway.wire.guard import read_head
-from gateway.wire.request import Request
+from tests.support.calls import request
 
 PEPPER = b"pepper"
 KEY = identity.mint("live", random.Random(1).randbytes)
@@ -45,7 +45,7 @@ class Bench:
         self.snapshot._put("key", 3, KeyDoc(**key | fields))
 
     def asks(self, asking_head):
-        return self.authentication.principal_of(Request(asking_head, b"", "127.0.0.1", 0.0))
+        return self.authentication.principal_of(request(head=asking_head))
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ class Bench:
 
     def call(self, body=BODY, operation="chat"):
         reply = Reply(
-            Client(), is_head=False, http10=False, close=False, on_done=lambda close: None
+            Client(), is_head=False, chunked=True, close=False, on_done=lambda close: None
         )
         trace = context_from(None, "ab" * 16, "cd" * 8, sample=False)
         call = Call(request(body), reply, REQUEST_ID, trace)

@@ -45,7 +45,7 @@ class Bench:
                 "unix_ms": lambda: 1_000,
             }
         )
-        reply = Reply(None, is_head=False, http10=False, close=False, on_done=lambda close: None)
+        reply = Reply(None, is_head=False, chunked=True, close=False, on_done=lambda close: None)
         trace = context_from(None, "ab" * 16, "cd" * 8, sample=False)
         self.call = Call(request(), reply, REQUEST_ID, trace)
         self.exchange = exchange(MODEL)

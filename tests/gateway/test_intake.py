@@ -42,7 +42,7 @@ class Bench:
         )
 
     def call(self, more: bytes = b"") -> Call:
-        reply = Reply(None, is_head=False, http10=False, close=False, on_done=lambda close: None)
+        reply = Reply(None, is_head=False, chunked=True, close=False, on_done=lambda close: None)
         trace = context_from(None, "ab" * 16, "cd" * 8, sample=False)
         body = CHAT % more
         call = Call(request(body), reply, REQUEST_ID, trace)

@@ -5,15 +5,16 @@ from typing import Any
 from gateway.exchange import Exchange
 from gateway.settings import WireSettings
 from gateway.snapshot import KeyDoc, ModelDoc, Principal, ProjectDoc, TenantDoc
-from gateway.wire.guard import read_head
+from gateway.wire.guard import Head, read_head
 from gateway.wire.request import Request
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncookie: a=b\r\ncontent-length: %d\r\n\r\n"
 REQUEST_ID = "ab" * 16
 
 
-def request(body: bytes = b"") -> Request:
-    return Request(read_head(HEAD % len(body), WireSettings()), body, "127.0.0.1", 0.0)
+def request(body: bytes = b"", head: Head | None = None) -> Request:
+    head = head or read_head(HEAD % len(body), WireSettings())
+    return Request(head, body, "127.0.0.1", 0.0, head.method, head.path, head.query)
 
 
 def principal() -> Principal:

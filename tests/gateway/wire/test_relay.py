@@ -61,7 +61,7 @@ class Bench:
         self.released = []
         self.fold = UsageFold(prompts, n)
         self.reply = Reply(
-            self.client, is_head=False, http10=False, close=False, on_done=lambda close: None
+            self.client, is_head=False, chunked=True, close=False, on_done=lambda close: None
         )
         self.relay = Relay(
             reply=self.reply,
