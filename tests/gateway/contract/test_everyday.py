@@ -34,12 +34,16 @@ KEYS = st.sampled_from(
         "cache_salt",
         "tools",
         "input",
+        "x",
     ]
 )
 VALUES = st.one_of(
     TEXTS.map(lambda text: f'"{text}"'),
     st.sampled_from(["true", "false", "null", "0", "7", "-1", "1.0", "1e2", "4294967296", "[]"]),
     st.sampled_from(['[{"role":"user","content":"x"}]', '{"model":"y"}', '{"include_usage":true}']),
+    st.sampled_from(
+        ['[{"priority":1,"content":"\\u00e9\\ud800"}]', '{"messages":[{}]}', '{"prompt":"p"}']
+    ),
     st.sampled_from(['["model","x"]', '[{"user":"z","a":[[]]}]', "{}", "NaN", "01"]),
 )
 
@@ -86,6 +90,8 @@ def test_what_is_read_the_short_way_is_what_the_long_way_reads(body, operation):
         (b'{"messages":[],"model":"m","max_completion_tokens":3,"max_tokens":2}', "chat"),
         (b'{"model":"m","prompt":"once"}', "completions"),
         (b'{"model":"m","messages":[{"content":"say \\"model\\": x"}]}', "chat"),
+        (b'{"messages":[{"user":1,"content":"caf\\u00e9"}],"model":"m","stop":"\\n"}', "chat"),
+        (b'{"prompt":"caf\\u00e9","max_tokens":0,"model":"m"}', "completions"),
     ],
 )
 def test_everyday_bodies_go_the_short_way(body, operation):
@@ -100,6 +106,9 @@ def test_everyday_bodies_go_the_short_way(body, operation):
         CHAT[:-1] + b',"mod\\u0065l":"other"}',
         CHAT[:-1] + b',"x":{"model":"inner"}}',
         CHAT[:-1] + b',"priority":1}',
+        CHAT[:-1] + b',"x":{"messages":[{"role":"user","content":"hi"}]}}',
+        b'{"model":"m","x":{"messages":[1]},"priority":1,"messages":[{"content":"as long as that"}]}',
+        CHAT[:-1] + b',"prompt":"x"}',
         CHAT[:-1] + b',"n":2}',
         CHAT.replace(b"5", b"-5"),
         CHAT.replace(b"5", b"null"),
