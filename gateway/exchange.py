@@ -17,7 +17,7 @@ import msgspec
 from gateway.contract.transcript import Transcript
 from gateway.contract.usage import UsageFold
 from gateway.snapshot import ModelDoc, Principal
-from quotas.charges import settled_as, true_charges
+from quotas.charges import Layout, settled_as, true_charges
 from quotas.limits import Charge
 from quotas.money import decimal, micro
 from quotas.ports import Settlement
@@ -93,6 +93,7 @@ class Exchange:
         "first_event_s",
         "fold",
         "frames",
+        "layout",
         "model",
         "n",
         "operation",
@@ -129,6 +130,7 @@ class Exchange:
         shared: tuple[Charge, ...] = (),
         reserved: bool = False,
         tier: str = DEFAULT_TIER,
+        layout: Layout | None = None,
     ) -> None:
         self.request_id = request_id
         self.principal = principal
@@ -142,6 +144,7 @@ class Exchange:
         self.prompt_estimate = prompt_estimate
         self.cap = cap
         self.charges = charges
+        self.layout = layout  # of those charges
         self.shared = shared  # drawn from leases
         self.epoch = epoch
         self.arrived_s = arrived_s
@@ -234,7 +237,7 @@ class Exchange:
             self.principal.tag,
             settled_as(self.request_id, self.epoch),
             self.epoch,
-            self._charged(self.charges, settled),
+            self._charged(self.charges, settled, self.layout),
             billed_meters(usage, self._meters()),
         )
         shared = self._charged(self.shared, settled) if self.shared else ()
@@ -283,7 +286,9 @@ class Exchange:
     def _meters(self) -> tuple[str, ...]:
         return tuple(self.price.nano) if self.price else ()
 
-    def _charged(self, reserved: tuple[Charge, ...], settled: Settled) -> tuple[Charge, ...]:
+    def _charged(
+        self, reserved: tuple[Charge, ...], settled: Settled, layout: Layout | None = None
+    ) -> tuple[Charge, ...]:
         """True amounts per limit; nothing is refunded that was not proven unused.
 
         Proof is the engine's own count, or its refusal in place of an answer.
@@ -297,7 +302,7 @@ class Exchange:
             usage = TokenUsage(self.fold.prompt, 0, self.fold.completion or 0)
         elif self.engine_answered or not self.reached_engine:
             usage = TokenUsage()
-        return true_charges(reserved, usage, lambda: self._cost_micro(settled.usage))
+        return true_charges(reserved, usage, lambda: self._cost_micro(settled.usage), layout)
 
     def _cost_micro(self, usage: TokenUsage) -> int:
         """What is billed, in micro-units rounded up."""

@@ -14,7 +14,8 @@ from gateway.contract.errors import StoreAway, TooManyReads
 from gateway.leases import Held, Leases, tag_of
 from gateway.refusals import Refusal, Refusals
 from gateway.snapshot import Principal, Snapshot
-from gateway.terms import Amounts, Calendars, Terms, terms_of
+from gateway.terms import Calendars, Terms, terms_of
+from quotas.charges import Amounts
 from quotas.errors import StoreUnavailable
 from quotas.estimate import Plan
 from quotas.limits import Charge, Gauge, Inspection, Level, Limit

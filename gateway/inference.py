@@ -137,6 +137,7 @@ class Inference:
             shared=call.draw.charges if call.draw is not None else (),
             reserved=terms.reserved,
             tier=admitted.tier,
+            layout=terms.layout,
         )
         call.reply.on_gone = lambda: call.stop("client_abort")
         self.running[call.request_id] = call

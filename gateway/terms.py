@@ -5,9 +5,8 @@ model's change; a request then only fills in amounts. Pure: the hash of an end u
 arguments. Not here: what a request reserves (``quotas.estimate``), the store.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, tzinfo
-from operator import itemgetter
 from typing import NoReturn
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -18,23 +17,14 @@ from gateway.contract.ratelimits import Family, families_of
 from gateway.snapshot import ModelDoc, PlatformDoc, Principal
 from gateway.telemetry.counters import labels_of
 from quotas.calendar import Periods, periods_at, stale_ms
+from quotas.charges import DIMENSIONS, Amounts, Layout
 from quotas.estimate import Plan
-from quotas.limits import Charge, Dimension, Limit
+from quotas.limits import Charge, Limit
 from quotas.money import MILLION, micro
 from quotas.pricing import DEFAULT_TIER
 from quotas.pricing import ceiling as price_ceiling
 
-#: The order of a request's amounts.
-DIMENSIONS: tuple[Dimension, ...] = (
-    "requests",
-    "input_tokens",
-    "output_tokens",
-    "tokens",
-    "concurrency",
-    "money",
-)
 TOKENS = ("tokens", "input_tokens", "output_tokens")
-Amounts = tuple[int, int, int, int, int, int]
 _KINDS = {
     "t": "tenant",
     "p": "project",
@@ -92,17 +82,15 @@ class Terms:
     ``tightest_*``: the least that an enforced limit of tokens, of output and of money can ever grant
     at once, None where there is none. ``spends``: money is limited here and enforced; ``price`` is the
     model's where it is in the currency that is limited. ``labels``: of each limit, for counting.
-    ``version``: the price of its ``tier``, in whatever currency. ``reserved``: these are of throughput that the tenant has reserved; ``spills``: a request that they
+    ``layout``: where each limit finds its amount. ``version``: the price of its ``tier``, in whatever currency. ``reserved``: these are of throughput that the tenant has reserved; ``spills``: a request that they
     refuse is admitted as everybody's is. ``slot_ids``: the rows as a slot of the board names them, kept
     here by who writes there.
     """
 
     __slots__ = (
-        "_amounts",
         "_calendar",
         "_ceiling",
         "_on_throughput",
-        "_quotas",
         "_shared_at",
         "_sold",
         "_users",
@@ -111,6 +99,7 @@ class Terms:
         "families",
         "has_users",
         "labels",
+        "layout",
         "limits",
         "model",
         "price",
@@ -154,8 +143,7 @@ class Terms:
         self.tightest_output = _tightest(limits + shared, ("output_tokens",))
         self.tightest_money = _tightest(limits, ("money",))
         self._calendar = calendar
-        self._amounts = _picker([DIMENSIONS.index(limit.dimension) for limit in limits])
-        self._quotas = any(limit.algorithm == "quota" for limit in limits)
+        self.layout = Layout(limits)
         self._users: dict[str, Terms] = {}
         self._sold = None if tier != DEFAULT_TIER else principal.tenant.throughput.get(model.id)
         self._on_throughput: Terms | None = None
@@ -181,8 +169,9 @@ class Terms:
 
     def charges(self, amounts: Amounts, unix_ms: int) -> tuple[Charge, ...]:
         """One charge a limit; ``amounts`` in the order of ``DIMENSIONS``."""
-        own = self._amounts(amounts)
-        if not self._quotas:
+        layout = self.layout
+        own = layout.amounts(amounts)
+        if not layout.has_quotas:
             return tuple(map(Charge, self.limits, own))
         at = self._calendar.at
         periods = [
@@ -267,13 +256,6 @@ class Terms:
                 self.tier,
             )
         return known
-
-
-def _picker(places: Sequence[int]) -> Callable[[Amounts], tuple[int, ...]]:
-    """Takes what stands at these places out of a tuple, in one step of C."""
-    if len(places) > 1:
-        return itemgetter(*places)
-    return lambda amounts: tuple([amounts[place] for place in places])
 
 
 def terms_of(

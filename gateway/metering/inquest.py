@@ -11,8 +11,8 @@ import msgspec
 
 from gateway.metering.slots import AttemptImage, SlotImage
 from gateway.snapshot import Snapshot
-from gateway.terms import Amounts, Calendars, terms_of
-from quotas.charges import settled_as, tag_of, true_charges
+from gateway.terms import Calendars, terms_of
+from quotas.charges import Amounts, settled_as, tag_of, true_charges
 from quotas.limits import Charge
 from quotas.money import micro
 from quotas.ports import Settlement

@@ -1,7 +1,10 @@
 """What each limit is truly charged at the end."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from quotas.calendar import periods_at
-from quotas.charges import true_charges
+from quotas.charges import DIMENSIONS, Layout, true_charges
 from quotas.limits import Charge, Limit
 from quotas.usage import TokenUsage
 from tests.support.limits import bucket, slots
@@ -16,6 +19,31 @@ RESERVED = (
     Charge(slots("t1"), 1),
     Charge(BUDGET, 900, DAY),
 )
+
+
+DIMENSION = st.sampled_from(DIMENSIONS)
+
+
+@given(
+    st.lists(st.tuples(DIMENSION, st.booleans()), max_size=9),
+    st.tuples(*[st.integers(0, 50)] * 6),
+    st.none() | st.builds(TokenUsage, *[st.integers(0, 50)] * 4),
+    st.integers(0, 50),
+)
+def test_charges_of_a_known_layout_are_those_found_limit_by_limit(rows, asked, usage, cost):
+    limits = tuple(
+        Limit("t1", "t", dimension, "quota" if is_quota else "bucket", 9, 9, n)
+        for n, (dimension, is_quota) in enumerate(rows)
+    )
+    layout = Layout(limits)
+    reserved = tuple(
+        Charge(limit, amount, DAY if limit.algorithm == "quota" else None)
+        for limit, amount in zip(limits, layout.amounts(asked), strict=True)
+    )
+
+    known = true_charges(reserved, usage, lambda: cost, layout)
+
+    assert known == true_charges(reserved, usage, lambda: cost)
 
 
 def amounts(usage, cost=77):

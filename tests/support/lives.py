@@ -16,7 +16,7 @@ from gateway.metering.frames import pack_frame
 from gateway.metering.incarnation import Incarnation
 from gateway.metering.inquest import RecoveryContext
 from gateway.metering.slots import ids_of
-from gateway.terms import DIMENSIONS
+from quotas.charges import DIMENSIONS
 from quotas.limits import Charge, Limit, charges_for
 from quotas.record import AttemptEntry, UsageRecord, encode
 
