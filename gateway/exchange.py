@@ -22,8 +22,8 @@ from quotas.limits import Charge
 from quotas.money import decimal, micro
 from quotas.ports import Settlement
 from quotas.pricing import DEFAULT_TIER, billed_meters, rate, total
-from quotas.record import AttemptEntry, Outcome, UsageRecord
-from quotas.settlement import Ending, Settled, settle
+from quotas.record import FORMAT_VERSION, AttemptEntry, Outcome, UsageRecord
+from quotas.settlement import Ending, Settled, finished, settle
 from quotas.usage import TokenUsage
 from routing.topology import Endpoint
 
@@ -56,10 +56,15 @@ TABLE: dict[State, dict[Event, State]] = {
 
 #: Of an exchange that no engine has answered yet; never changed.
 NOTHING_SEEN = UsageFold(1, 1)
+#: The same table by its columns: a move is then one look.
+_ON: dict[Event, dict[State, State]] = {
+    event: {state: moves[event] for state, moves in TABLE.items() if event in moves}
+    for event in Event
+}
 # Found once: in Python 3.11 a member is looked up by a call.
 _ADMITTED, _COMMITTED, _ENDED = State.ADMITTED, State.COMMITTED, State.ENDED
-_DISPATCH, _FAIL_ATTEMPT = Event.DISPATCH, Event.FAIL_ATTEMPT
-_COMMIT, _END = Event.COMMIT, Event.END
+_FAIL_ATTEMPT = Event.FAIL_ATTEMPT
+_ON_DISPATCH, _ON_COMMIT, _ON_END = _ON[Event.DISPATCH], _ON[Event.COMMIT], _ON[Event.END]
 
 
 class IllegalMove(Exception):
@@ -114,7 +119,6 @@ class Exchange:
 
     def __init__(
         self,
-        *,
         request_id: str,
         principal: Principal,
         model: ModelDoc,
@@ -128,7 +132,7 @@ class Exchange:
         arrived_s: float,
         started_ms: int,
         shared: tuple[Charge, ...] = (),
-        reserved: bool = False,
+        reserved: bool = False,  # noqa: FBT001, FBT002 -- the hot path takes no keywords
         tier: str = DEFAULT_TIER,
         layout: Layout | None = None,
     ) -> None:
@@ -166,7 +170,10 @@ class Exchange:
 
         ``transcribe``: the engine gives no running counts, so what it says is kept to be counted.
         """
-        self._move(_DISPATCH)
+        try:
+            self.state = _ON_DISPATCH[self.state]
+        except KeyError:
+            raise self._illegal(Event.DISPATCH) from None
         self.reached_engine = True
         self.engine_answered = False
         kind = Transcript if transcribe else UsageFold
@@ -182,16 +189,20 @@ class Exchange:
 
     def commit(self, now_s: float) -> None:
         """The engine's first event (or unary head) has come: no other endpoint from here on."""
-        self._move(_COMMIT)
+        try:
+            self.state = _ON_COMMIT[self.state]
+        except KeyError:
+            raise self._illegal(Event.COMMIT) from None
         self.first_event_s = now_s
 
     def end(self, outcome: Outcome, status: int, now_ms: int) -> bool:
         """Whatever ends it. False when it had ended already: the first ending stands."""
-        if self.state is _ENDED:
+        state = self.state
+        if state is _ENDED:
             return False
         if self._open_attempt is not None:
-            self._close_attempt(status if self.state is _COMMITTED else 0, now_ms)
-        self._move(_END)
+            self._close_attempt(status if state is _COMMITTED else 0, now_ms)
+        self.state = _ON_END[state]
         self.outcome = outcome
         self.status = status
         return True
@@ -224,49 +235,54 @@ class Exchange:
         ``tokenized`` and ``tokenized_completion``: the prompt and what was said, as /tokenize
         counted them, where the engine's own counts are missing.
         """
-        assert self.outcome is not None
-        settled = settle(
-            self._ending(self.outcome),
-            tokenized=tokenized,
-            estimate=self.prompt_estimate,
-            tokenized_completion=tokenized_completion,
-            completion_estimate=self.frames,
-        )
-        usage = settled.usage
+        fold, outcome = self.fold, self.outcome
+        assert outcome is not None
+        if outcome == "ok" and fold.final and fold.completion and fold.prompt is not None:
+            settled = finished(fold.prompt, fold.completion, fold.cached or 0, fold.reasoning or 0)
+        else:
+            settled = settle(
+                self._ending(outcome),
+                tokenized=tokenized,
+                estimate=self.prompt_estimate,
+                tokenized_completion=tokenized_completion,
+                completion_estimate=self.frames,
+            )
+        usage, epoch, principal, price = settled.usage, self.epoch, self.principal, self.price
+        billed = billed_meters(usage, tuple(price.nano) if price is not None else ())
+        charged = self._charged(self.charges, settled, self.layout)
         settlement = Settlement(
-            self.principal.tag,
-            settled_as(self.request_id, self.epoch),
-            self.epoch,
-            self._charged(self.charges, settled, self.layout),
-            billed_meters(usage, self._meters()),
+            principal.tag, settled_as(self.request_id, epoch), epoch, charged, billed
         )
         shared = self._charged(self.shared, settled) if self.shared else ()
         if not self.reached_engine:
             return Closing(None, settlement, shared)
-        record = UsageRecord(
-            request_id=self.request_id,
-            tenant_id=self.principal.tenant.id,
-            project_id=self.principal.project.id,
-            key_id=self.principal.key.id,
-            model_id=self.model.id,
-            price_id=self.price.id if self.price else 0,
-            operation=self.operation,
-            reserved=self.reserved,
-            choices=self.n,
-            prompts=self.prompts,
-            prompt_estimate=self.prompt_estimate,
-            cap=self.cap,
-            attempts=tuple(self.attempts),
-            usage=usage.meters(),
-            billed=settlement.billed,
-            source=settled.source,
-            outcome=settled.outcome,
-            status=self.status,
-            started_ms=self.started_ms,
-            ttft_ms=self._since_arrival_ms(self.first_event_s),
-            total_ms=self._since_arrival_ms(now_s),
-            epoch=self.epoch,
-            charged=settlement.charged,
+        arrived_s, first_s = self.arrived_s, self.first_event_s
+        ttft_ms = -1 if first_s < 0 else max(0, round((first_s - arrived_s) * 1000))
+        record = UsageRecord(  # by place: of so many fields, each name is a search
+            FORMAT_VERSION,
+            self.request_id,
+            principal.tenant.id,
+            principal.project.id,
+            principal.key.id,
+            self.model.id,
+            price.id if price is not None else 0,
+            self.operation,
+            self.n,
+            self.prompts,
+            self.reserved,
+            self.prompt_estimate,
+            self.cap,
+            tuple(self.attempts),
+            usage.meters(),
+            billed,
+            settled.source,
+            settled.outcome,
+            self.status,
+            self.started_ms,
+            ttft_ms,
+            max(0, round((now_s - arrived_s) * 1000)),
+            epoch,
+            charged,
         )
         return Closing(record, settlement, shared)
 
@@ -282,9 +298,6 @@ class Exchange:
             delivered=self.delivered,
             void_finish=fold.void_finish,
         )
-
-    def _meters(self) -> tuple[str, ...]:
-        return tuple(self.price.nano) if self.price else ()
 
     def _charged(
         self, reserved: tuple[Charge, ...], settled: Settled, layout: Layout | None = None
@@ -328,11 +341,11 @@ class Exchange:
             )
         )
 
-    def _since_arrival_ms(self, at_s: float) -> int:
-        return -1 if at_s < 0 else max(0, round((at_s - self.arrived_s) * 1000))
-
     def _move(self, event: Event) -> None:
         try:
-            self.state = TABLE[self.state][event]
+            self.state = _ON[event][self.state]
         except KeyError:
-            raise IllegalMove(f"{event.value} while {self.state.value}") from None
+            raise self._illegal(event) from None
+
+    def _illegal(self, event: Event) -> IllegalMove:
+        return IllegalMove(f"{event.value} while {self.state.value}")

@@ -27,7 +27,7 @@ from gateway.metering.journal import segment_paths
 from gateway.metering.slots import ids_of
 from quotas.limits import Charge, Limit
 from quotas.ports import Settlement
-from quotas.record import AttemptEntry, UsageRecord
+from quotas.record import FORMAT_VERSION, AttemptEntry, UsageRecord
 
 ROUNDS = 15
 IDS = ids_of(1, 2, 3, 4, 5)
@@ -56,6 +56,7 @@ def record_of(request_id: str) -> Closing:
     )
     settlement = Settlement("t1", request_id, "0" * 16, charged, billed)
     record = UsageRecord(
+        v=FORMAT_VERSION,
         request_id=request_id,
         tenant_id=1,
         project_id=2,
@@ -64,6 +65,10 @@ def record_of(request_id: str) -> Closing:
         price_id=5,
         operation="chat",
         choices=1,
+        prompts=1,
+        reserved=False,
+        prompt_estimate=0,
+        cap=0,
         attempts=(
             AttemptEntry(6, "http://10.0.0.5:8000", 1_800_000_000_000, 1_800_000_001_500, 200,
                          512, 87, 1),

@@ -28,6 +28,8 @@ Source = Literal["engine_final", "engine_partial", "tokenized", "estimated", "no
 FORMAT_VERSION = 2
 #: Fields that version 1 did not have.
 _OF_TWO = ("epoch", "charged")
+#: And those that its earliest records did not have.
+_ABSENT_IN_ONE = {"v": 1, "prompts": 1, "reserved": False, "prompt_estimate": 0, "cap": 0}
 _MAPS = frozenset(bytes((each,)) for each in (*range(0x80, 0x90), 0xDE, 0xDF))
 
 
@@ -48,16 +50,16 @@ class AttemptEntry(msgspec.Struct, frozen=True, array_like=True):
     choices: int
 
 
-class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+class UsageRecord(msgspec.Struct, frozen=True, array_like=True):
     """See the module. Its bytes are its fields in this order, so a new one comes last, with a default.
 
     ``usage`` maps meter to integer: prompt_tokens, cached_tokens,
     completion_tokens, reasoning_tokens; ``billed`` maps the price book's meters (input,
     cached_input, output) to units. ``choices`` is per prompt (max of n and best_of): an engine counts
-    a prompt once a choice. ``ttft_ms`` is -1 when no event came.
+    a prompt once a choice. ``ttft_ms`` is -1 when no event came. ``v`` is ``FORMAT_VERSION``.
     """
 
-    v: int = FORMAT_VERSION
+    v: int
     request_id: str
     tenant_id: int
     project_id: int
@@ -66,10 +68,10 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     price_id: int  # the price-book version's row, frozen at admission; 0 = none
     operation: str  # "chat", "completions", "embeddings"
     choices: int
-    prompts: int = 1
-    reserved: bool = False  # admitted on reserved throughput, which covers all of it
-    prompt_estimate: int = 0  # of all prompts, as reserved
-    cap: int = 0  # completion tokens that a choice may have; 0 = not known
+    prompts: int
+    reserved: bool  # admitted on reserved throughput, which covers all of it
+    prompt_estimate: int  # of all prompts, as reserved
+    cap: int  # completion tokens that a choice may have; 0 = not known
     attempts: tuple[AttemptEntry, ...]
     usage: dict[str, int]
     billed: dict[str, int]
@@ -104,7 +106,11 @@ class _BeginningOfFirst(msgspec.Struct):
 _First = msgspec.defstruct(
     "_First",
     [
-        *((f.name, f.type, f.default) for f in fields(UsageRecord) if f.name not in _OF_TWO),
+        *(
+            (f.name, f.type, _ABSENT_IN_ONE.get(f.name, f.default))
+            for f in fields(UsageRecord)
+            if f.name not in _OF_TWO
+        ),
         ("settlement", Settlement | None, None),
     ],
     kw_only=True,

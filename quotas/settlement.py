@@ -119,11 +119,7 @@ def settle(
     if (
         ending.final and ending.completion and ending.prompt is not None and ending.cause == "ok"
     ):  # (FINISHED, FINAL) of the table, which most endings are
-        return Settled(
-            TokenUsage(ending.prompt, ending.cached, ending.completion, ending.reasoning),
-            "engine_final",
-            "ok",
-        )
+        return finished(ending.prompt, ending.completion, ending.cached, ending.reasoning)
     case, seen = _case(ending), _seen(ending)
     bill = TABLE[case, seen]
     outcome: Outcome = "engine_error" if case is _FINISHED_VOID else ending.cause
@@ -141,6 +137,13 @@ def settle(
     completion, of_text = _first(ending.completion, tokenized_completion, completion_estimate)
     weaker: Source = "estimated" if "estimated" in (sources, of_text) else "tokenized"
     return Settled(TokenUsage(prompt=prompt, completion=completion), weaker, outcome)
+
+
+def finished(prompt: int, completion: int, cached: int, reasoning: int) -> Settled:
+    """What ``settle`` makes of what nearly every ending is: finished, by the engine's final counts,
+    with tokens made. It is called at the end of every request, without an ``Ending``.
+    """
+    return Settled(TokenUsage(prompt, cached, completion, reasoning), "engine_final", "ok")
 
 
 def unbilled_ms(record: UsageRecord) -> int:

@@ -17,7 +17,7 @@ from quotas.limits import Charge
 from quotas.money import micro
 from quotas.ports import Settlement
 from quotas.pricing import METERS, Price, billed_meters, rate, total
-from quotas.record import AttemptEntry, UsageRecord
+from quotas.record import FORMAT_VERSION, AttemptEntry, UsageRecord
 from quotas.settlement import Ending, Settled, settle
 from quotas.usage import TokenUsage
 
@@ -94,6 +94,7 @@ def record_of(image: SlotImage, context: RecoveryContext) -> UsageRecord:
     attempts = _attempts(image, settled, context)
     last_known_ms = max((each.started_ms - image.started_ms for each in attempts), default=0)
     return UsageRecord(
+        v=FORMAT_VERSION,
         request_id=image.request_id,
         tenant_id=image.tenant_id,
         project_id=image.project_id,

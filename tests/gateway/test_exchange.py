@@ -1,11 +1,14 @@
 """The state machine of a request: what may follow what, and what an ending leaves."""
 
+import msgspec
 import pytest
 
+from gateway.contract.usage import fold_unary
 from gateway.exchange import TABLE, Event, Exchange, IllegalMove, State
 from gateway.snapshot import KeyDoc, ModelDoc, Principal, ProjectDoc, TenantDoc
 from quotas.limits import Limit, charges_for
 from quotas.pricing import Price
+from quotas.record import FORMAT_VERSION, AttemptEntry
 from routing.topology import Endpoint
 
 LIMITS = (
@@ -18,6 +21,12 @@ CHUNK = (
     b'data: {"id":"x","object":"c","created":1,"model":"m","choices":[{"index":0,"delta":'
     b'{"content":"a"},"logprobs":null,"finish_reason":null}],"usage":{"prompt_tokens":16,'
     b'"total_tokens":%d,"completion_tokens":%d}}\n\n'
+)
+
+
+WHOLE = (
+    b'{"choices":[],"usage":{"prompt_tokens":16,"completion_tokens":5,"prompt_tokens_details":'
+    b'{"cached_tokens":8},"completion_tokens_details":{"reasoning_tokens":2}}}'
 )
 
 
@@ -52,18 +61,30 @@ def charged(closing) -> list[int]:
     return [charge.amount for charge in closing.settlement.charged]
 
 
+MOVES = {
+    Event.DISPATCH: lambda made: made.dispatch(ENDPOINT, 1_100),
+    Event.FAIL_ATTEMPT: lambda made: made.fail_attempt(500, 1_200),
+    Event.COMMIT: lambda made: made.commit(10.5),
+    Event.END: lambda made: made.end("ok", 200, 2_000),
+}
+
+
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("event", Event)
 def test_only_the_tables_moves_are_allowed(state, event):
     made = exchange()
+    if event is Event.FAIL_ATTEMPT:
+        made.dispatch(ENDPOINT, 1_100)
     made.state = state
 
     if event in TABLE[state]:
-        made._move(event)
+        MOVES[event](made)
         assert made.state is TABLE[state][event]
+    elif event is Event.END:  # the first ending stands
+        assert not MOVES[event](made)
     else:
         with pytest.raises(IllegalMove):
-            made._move(event)
+            MOVES[event](made)
 
 
 def test_request_no_engine_saw_leaves_no_record_and_charges_no_token():
@@ -92,6 +113,49 @@ def test_finished_stream_records_and_charges_what_the_engine_counted():
     )  # fmt: skip
     assert charged(made.closing(12.0)) == [1, 21, 0]
     assert [entry.endpoint for entry in record.attempts] == ["http://e"]
+
+
+def test_whole_answer_leaves_every_field_of_its_record_in_its_place():
+    made = exchange()
+    made.reserved, made.prompts, made.n = True, 3, 2
+    made.dispatch(ENDPOINT, 1_100)
+    made.commit(10.25)
+    fold_unary(made.fold, WHOLE)
+    made.end("ok", 200, 2_000)
+    closing = made.closing(12.0)
+
+    assert msgspec.structs.asdict(closing.record) == {
+        "v": FORMAT_VERSION,
+        "request_id": "ab" * 16,
+        "tenant_id": 1,
+        "project_id": 2,
+        "key_id": 3,
+        "model_id": 4,
+        "price_id": 9,
+        "operation": "chat",
+        "choices": 2,
+        "prompts": 3,
+        "reserved": True,
+        "prompt_estimate": 20,
+        "cap": 30,
+        "attempts": (AttemptEntry(7, "http://e", 1_100, 2_000, 200, 16, 5, 2),),
+        "usage": {
+            "prompt_tokens": 16,
+            "cached_tokens": 8,
+            "completion_tokens": 5,
+            "reasoning_tokens": 2,
+        },
+        "billed": {"input": 16, "output": 5},
+        "source": "engine_final",
+        "outcome": "ok",
+        "status": 200,
+        "started_ms": 1_000,
+        "ttft_ms": 250,
+        "total_ms": 2_000,
+        "epoch": "e",
+        "charged": closing.settlement.charged,
+    }
+    assert charged(closing) == [1, 21, 0]
 
 
 def test_first_ending_stands():

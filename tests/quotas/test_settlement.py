@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quotas.record import AttemptEntry, UsageRecord
-from quotas.settlement import TABLE, Bill, Case, Ending, Seen, _case, _seen, settle, unbilled_ms
+from quotas.settlement import (
+    TABLE,
+    Bill,
+    Case,
+    Ending,
+    Seen,
+    _case,
+    _seen,
+    finished,
+    settle,
+    unbilled_ms,
+)
 
 #: Nothing was counted by the engine; what we could find out ourselves.
 OURS = {"tokenized": 90, "estimate": 120, "tokenized_completion": 9, "completion_estimate": 12}
@@ -106,6 +117,24 @@ def test_every_ending_has_a_row():
     assert set(TABLE) == set(itertools.product(Case, Seen))
 
 
+@given(
+    prompt=st.integers(0, 1 << 40),
+    completion=st.integers(1, 1 << 40),
+    cached=st.integers(0, 1 << 40),
+    reasoning=st.integers(0, 1 << 40),
+    delivered=st.booleans(),
+    void_finish=st.booleans(),
+)
+def test_the_usual_ending_is_what_the_table_makes_of_it(
+    prompt, completion, cached, reasoning, delivered, void_finish
+):
+    ending = Ending(
+        cause="ok", prompt=prompt, completion=completion, cached=cached, reasoning=reasoning,
+        final=True, delivered=delivered, void_finish=void_finish,
+    )  # fmt: skip
+    assert finished(prompt, completion, cached, reasoning) == settle(ending, **OURS)
+
+
 def test_zero_counted_is_billed_as_zero_not_estimated():
     settled = settle(Ending(cause="ok", final=True, prompt=0, completion=0), **OURS)
 
@@ -193,8 +222,9 @@ def test_the_page_has_every_cause():
 def ended(billed, *attempts_ms):
     attempts = tuple(AttemptEntry(1, "http://a", 100, 100 + ms, 200, 0, 0, 1) for ms in attempts_ms)
     return UsageRecord(
-        request_id="a", tenant_id=1, project_id=1, key_id=1, model_id=1, price_id=0,
-        operation="chat", choices=1, attempts=attempts, usage={}, billed=billed, source="none",
+        v=2, request_id="a", tenant_id=1, project_id=1, key_id=1, model_id=1, price_id=0,
+        operation="chat", choices=1, prompts=1, reserved=False, prompt_estimate=0, cap=0,
+        attempts=attempts, usage={}, billed=billed, source="none",
         outcome="engine_error", status=0, started_ms=100, ttft_ms=-1, total_ms=0,
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from gateway.metering.inquest import RecoveryContext
 from gateway.metering.slots import ids_of
 from quotas.charges import DIMENSIONS
 from quotas.limits import Charge, Limit, charges_for
-from quotas.record import AttemptEntry, UsageRecord, encode
+from quotas.record import FORMAT_VERSION, AttemptEntry, UsageRecord, encode
 
 REQUEST_ID = bytes(range(16))
 TENANT, PROJECT, KEY, MODEL, PRICE = 11, 12, 13, 14, 15
@@ -56,6 +56,7 @@ def final_record(request_id: bytes, prompt: int, completion: int) -> UsageRecord
     name = request_id.hex()
     billed = {"input": prompt, "output": completion}
     return UsageRecord(
+        v=FORMAT_VERSION,
         request_id=name,
         tenant_id=TENANT,
         project_id=PROJECT,
@@ -64,6 +65,10 @@ def final_record(request_id: bytes, prompt: int, completion: int) -> UsageRecord
         price_id=PRICE,
         operation="chat",
         choices=2,
+        prompts=1,
+        reserved=False,
+        prompt_estimate=0,
+        cap=0,
         attempts=(AttemptEntry(8, "http://two", 1, 2, 200, prompt, completion, 2),),
         usage={
             "prompt_tokens": prompt,

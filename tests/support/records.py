@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from quotas.record import AttemptEntry, Outcome, Source, UsageRecord, encode
+from quotas.record import FORMAT_VERSION, AttemptEntry, Outcome, Source, UsageRecord, encode
 
 START_MS = 1_800_000_000_000
 FIELDS = [
@@ -22,6 +22,7 @@ def record(number: int, **fields: Any) -> tuple[bytes, UsageRecord]:
 
 def value(number: int, **fields: Any) -> UsageRecord:
     made = UsageRecord(
+        v=FORMAT_VERSION,
         request_id=f"{number:032x}",
         tenant_id=1,
         project_id=1,
@@ -30,6 +31,10 @@ def value(number: int, **fields: Any) -> UsageRecord:
         price_id=1,
         operation="chat",
         choices=1,
+        prompts=1,
+        reserved=False,
+        prompt_estimate=0,
+        cap=0,
         attempts=(AttemptEntry(1, "http://10.0.0.5:8000", START_MS, START_MS, 200, 10, 3, 1),),
         usage={"prompt_tokens": 10, "cached_tokens": 4, "completion_tokens": 3},
         billed={"input": 6, "cached_input": 4, "output": 3},
