@@ -22,12 +22,11 @@ _SAID = re.compile(
 class Transcript(UsageFold):
     """A fold that also remembers what was said, by choice. One per attempt."""
 
-    __slots__ = ("_body", "_kept", "_kept_bytes", "_single_choice")
+    __slots__ = ("_body", "_kept", "_kept_bytes")
 
     def __init__(self, prompts: int, n: int) -> None:
-        super().__init__(prompts, n)
-        self._single_choice = prompts * n <= 1
-        self._kept: dict[int, list[bytes]] = {}
+        UsageFold.__init__(self, prompts, n)  # super() costs as much again
+        self._kept: dict[int, list[bytes]] | None = None  # by choice, of a stream alone
         self._kept_bytes = 0
         self._body = b""
 
@@ -44,7 +43,8 @@ class Transcript(UsageFold):
         """The texts, escaped as in JSON; None where too much was said to be kept."""
         if self._kept_bytes > KEPT_BYTES_MAX or len(self._body) > KEPT_BYTES_MAX:
             return None
-        texts = [b"".join(parts) for _, parts in sorted(self._kept.items())]
+        kept = self._kept or {}
+        texts = [b"".join(parts) for _, parts in sorted(kept.items())]
         texts += [match[1] for match in _SAID.finditer(self._body)]
         return [text for text in texts if text]
 
@@ -53,9 +53,11 @@ class Transcript(UsageFold):
         if not parts or self._kept_bytes > KEPT_BYTES_MAX:
             return
         index = 0
-        if not self._single_choice:
+        if not self._single:
             found = FIRST_INDEX.search(frame)
             index = int(found[1]) if found is not None else 0
+        if self._kept is None:
+            self._kept = {}
         self._kept.setdefault(index, []).extend(parts)
         self._kept_bytes += sum(map(len, parts))
         if self._kept_bytes > KEPT_BYTES_MAX:

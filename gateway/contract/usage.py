@@ -127,10 +127,9 @@ class UsageFold:
     """
 
     __slots__ = (
-        "_completions",
+        "_choices",
         "_finish",
         "_n",
-        "_prompts",
         "_single",
         "any_token",
         "cached",
@@ -149,10 +148,10 @@ class UsageFold:
         self.final = False
         self.any_token = False
         self.choices_seen = False
-        self._n = max(1, n)
+        self._n = n
         self._single = prompts * n <= 1
-        self._prompts: dict[int, int] = {}
-        self._completions: dict[int, int] = {}
+        #: Counts by prompt and by choice, once there are several.
+        self._choices: tuple[dict[int, int], dict[int, int]] | None = None
         self._finish: bytes | None = None
 
     @property
@@ -254,10 +253,13 @@ class UsageFold:
         """One choice's running counts. A final frame, once seen, stands."""
         if self.final:
             return
-        self._prompts[index // self._n] = prompt
-        self._completions[index] = completion
-        self.prompt = sum(self._prompts.values())
-        self.completion = made = sum(self._completions.values())
+        if self._choices is None:
+            self._choices = {}, {}
+        by_prompt, by_choice = self._choices
+        by_prompt[index // max(1, self._n)] = prompt
+        by_choice[index] = completion
+        self.prompt = sum(by_prompt.values())
+        self.completion = made = sum(by_choice.values())
         if made:
             self.any_token = True
 
@@ -321,10 +323,10 @@ def rename(frame: bytes, upstream_model: str, public_model: str) -> bytes:
 
     ``upstream_model``, the usual one, is found by a plain search.
     """
-    old, new = model_pair(upstream_model), model_pair(public_model)
+    old, new, old_bytes = _model_pairs(upstream_model, public_model)
     at = frame.find(old)
     if at >= 0:
-        return b"".join((frame[:at], new, frame[at + len(old) :]))
+        return frame[:at] + new + frame[at + old_bytes :]
     found = MODEL.search(frame)
     if found is None:
         return frame
@@ -401,11 +403,6 @@ def fold_unary(fold: UsageFold, body: bytes) -> bool:
     return True
 
 
-def rename_unary(body: bytes, upstream_model: str, public_model: str) -> bytes:
-    """A whole answer with its ``model`` made public."""
-    return rename(body, upstream_model, public_model)
-
-
 # -- reading ------------------------------------------------------------------------------------
 
 
@@ -413,6 +410,13 @@ def rename_unary(body: bytes, upstream_model: str, public_model: str) -> bytes:
 def model_pair(name: str) -> bytes:
     """``"model":"name"`` as engines and we write it."""
     return b'"model":' + msgspec.json.encode(name)
+
+
+@lru_cache(maxsize=4096)
+def _model_pairs(upstream_model: str, public_model: str) -> tuple[bytes, bytes, int]:
+    """Both of them, and the bytes of the first."""
+    old = model_pair(upstream_model)
+    return old, model_pair(public_model), len(old)
 
 
 def _last_usage_key(frame: bytes) -> "re.Match[bytes] | None":

@@ -25,7 +25,6 @@ from gateway.contract.usage import (
     fold_unary,
     is_json,
     rename,
-    rename_unary,
     status_in,
     tell_cost,
 )
@@ -439,7 +438,7 @@ class Relay:
         if self.cost_of is not None:
             body = tell_cost(body, self.cost_of())
         if self._names:
-            body = rename_unary(body, *self._names)
+            body = rename(body, *self._names)
         if self.tier is not None:
             body = tell_tier(body, self.tier)
         self._reply.send_written(200, JSON_LINES + self._lines, body)

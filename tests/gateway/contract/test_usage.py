@@ -16,7 +16,6 @@ from gateway.contract.usage import (
     error_in,
     fold_unary,
     rename,
-    rename_unary,
     tell_cost,
 )
 
@@ -374,7 +373,7 @@ def test_recorded_answers_are_counted_and_renamed(recorded, name, total):
     assert (fold.prompt, fold.completion, fold.cached) == total
     assert fold.final
     assert not fold.void_finish
-    renamed = rename_unary(body, "tiny-llama", "public")
+    renamed = rename(body, "tiny-llama", "public")
     assert renamed == body.replace(b'"tiny-llama"', b'"public"')
 
 
