@@ -8,12 +8,13 @@ import asyncio
 from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 from gateway.call import Call
 from gateway.contract.edits import edit
 from gateway.contract.envelope import Operation
 from gateway.contract.errors import ContractError, Overdue
-from gateway.engines import Engine, Engines
+from gateway.engines import Engines
 from gateway.errors import normalise_engine_error
 from gateway.exchange import Exchange
 from gateway.metering.board import Slot
@@ -24,7 +25,7 @@ from gateway.wire.relay import EVENT_STREAM, JSON, Ended, Failed, Relay, UsageKe
 from gateway.wire.watch import Watch
 from quotas.estimate import Plan
 from routing.breaker import on_sent
-from routing.topology import Endpoint, UsageMode
+from routing.topology import Endpoint
 
 ENGINE_PATHS: dict[Operation, bytes] = {
     "chat": b"/v1/chat/completions",
@@ -33,6 +34,8 @@ ENGINE_PATHS: dict[Operation, bytes] = {
 }
 #: A request that is to be told its cost says so; its project may for all.
 USAGE_COST, ASKED = b"x-tf-usage-cost", (b"true", b"1")
+#: Ways to be told of counts that a stream is asked for.
+ASKABLE: tuple[Literal["continuous", "final"], ...] = ("continuous", "final")
 #: [DONE] came; the end of the response must follow, or the connection is not kept.
 TAIL_S = 1.0
 #: Making a body beyond this is a turn of the loop by itself (8 MiB: milliseconds).
@@ -75,50 +78,81 @@ class Forwarder:
         """``Failed``: nothing of an answer went out, and the exchange awaits another attempt.
         ``Ended``: the answer went out, whole or cut; the exchange is committed.
         ``fresh``: on a connection of its own, for one that was kept had died.
+
+        One straight line: every request walks it, and a step of its own costs it a call.
         """
-        exchange = call.exchange
+        exchange, envelope = call.exchange, call.envelope
         assert exchange is not None
-        load = self._engines.loads.get(endpoint.id)
+        assert envelope is not None
+        engines, model = self._engines, exchange.model
+        load = engines.loads.get(endpoint.id)
         if load is None:
             return Failed("connect")  # it left the pool since it was chosen
-        engine = self._engines.get(endpoint)
-        on_sent(load, self._monotonic())
+        engine = engines.get(endpoint)
+        pool = engine.pool
+        if load.ejections:  # else it says nothing
+            on_sent(load, self._monotonic())
         load.in_flight += 1
         try:
-            try:
-                kept = None if fresh else engine.pool.acquire()
-                upstream = kept or await engine.pool.connect(exchange.model.timeouts.connect_s)
-            except ConnectFailed as failure:
-                return Failed("connect_timeout" if failure.timeout else "connect")
-            mode = engine.usage_mode(self._engines.signals.get(endpoint.id))
-            body = self._body(call, plan, engine, mode)
+            upstream = None if fresh else pool.acquire()
+            if upstream is None:
+                try:
+                    upstream = await pool.connect(model.timeouts.connect_s)
+                except ConnectFailed as failure:
+                    return Failed("connect_timeout" if failure.timeout else "connect")
+            stream = envelope.stream
+            # A whole answer has its counts, and is at hand to be counted where it has none.
+            mode = engine.usage_mode(engines.signals.get(endpoint.id)) if stream else "none"
+            # The caller's bytes, less the declared edits.
+            body = edit(
+                call.request.body,
+                envelope,
+                upstream_model=model.upstream,
+                ask_usage=mode if mode in ASKABLE else None,
+                inject_cap=plan.inject_cap,
+                cache_salt=self._salt(exchange.principal.tenant.id)
+                if endpoint.dialect == "vllm"
+                else None,
+            )
             if len(body) > TURN_BYTES:
                 await asyncio.sleep(0)  # the copy was this turn's work
             if call.stopped is not None:
-                engine.pool.give_back(upstream)
+                pool.give_back(upstream)
                 return Failed("connect")
-            envelope = call.envelope
-            assert envelope is not None
-            stream = envelope.stream
-            head = engine.pool.json_head(
+            head = pool.json_head(
                 ENGINE_PATHS[envelope.operation],
                 EVENT_STREAM if stream else JSON,
                 call.request_id,
                 call.trace.header,
                 len(body),
             )
-            # Running counts make a transcript needless; a whole answer is at hand anyway.
-            transcribe = mode != "continuous" or not stream
-            now_ms = self._unix_ms()
-            number = exchange.dispatch(endpoint, now_ms, transcribe=transcribe)
+            now_ms, wheel = self._unix_ms(), self._wheel
+            # Running counts make a transcript needless.
+            number = exchange.dispatch(endpoint, now_ms, transcribe=mode != "continuous")
             slot.dispatched(number, endpoint.id, now_ms)
-            progress = _Progress(exchange, slot, number, self._monotonic, self._gaps, self._wheel)
-            relay = call.relay = self._relay(call, progress, engine, lines)
+            progress = _Progress(exchange, slot, number, self._monotonic, self._gaps, wheel)
+            kept: UsageKept = "none"
+            if envelope.include_usage:
+                kept = "all" if envelope.continuous_usage else "final"
+            relay = call.relay = Relay(
+                reply=call.reply,
+                fold=exchange.fold,
+                stream=stream,
+                usage_kept=kept,
+                names=(model.upstream, model.name) if model.upstream != model.name else None,
+                lines=lines,
+                listener=progress,
+                release=pool.give_back,
+            )
+            if exchange.principal.project.usage_cost or call.request.header(USAGE_COST) in ASKED:
+                relay.cost_of = exchange.cost_told
+            if envelope.tier is not None:
+                relay.tier = exchange.tier.encode()
             watch: Watch | Deadline
             if stream:
                 watch = progress.watch = self._watch(call, relay)
             else:
-                watch = self._wheel.add(exchange.model.timeouts.unary_s, partial(_late, call))
+                watch = wheel.add(model.timeouts.unary_s, partial(_late, call))
             relay.attach(upstream)
             upstream.send(head, body, relay)
             try:
@@ -127,7 +161,7 @@ class Forwarder:
                 watch.cancel()
                 progress.watch = call.relay = None  # no ring: what is over is freed at once
             if relay.attached:
-                self._wheel.add(TAIL_S, relay.drop)
+                wheel.add(TAIL_S, relay.drop)
             if isinstance(outcome, Failed):
                 now_ms = self._unix_ms()
                 slot.attempt_failed(number, outcome.status, now_ms)
@@ -135,47 +169,6 @@ class Forwarder:
             return outcome
         finally:
             load.in_flight -= 1
-
-    def _body(self, call: Call, plan: Plan, engine: Engine, mode: UsageMode) -> bytes:
-        """The caller's bytes, less the declared edits."""
-        envelope, exchange = call.envelope, call.exchange
-        assert envelope is not None
-        assert exchange is not None
-        ask = mode if envelope.stream and mode in ("continuous", "final") else None
-        return edit(
-            call.request.body,
-            envelope,
-            upstream_model=exchange.model.upstream,
-            ask_usage=ask,
-            inject_cap=plan.inject_cap,
-            cache_salt=self._salt(exchange.principal.tenant.id)
-            if engine.endpoint.dialect == "vllm"
-            else None,
-        )
-
-    def _relay(self, call: Call, progress: "_Progress", engine: Engine, lines: bytes) -> Relay:
-        envelope, exchange = call.envelope, call.exchange
-        assert envelope is not None
-        assert exchange is not None
-        model = exchange.model
-        kept: UsageKept = "none"
-        if envelope.include_usage:
-            kept = "all" if envelope.continuous_usage else "final"
-        relay = Relay(
-            reply=call.reply,
-            fold=exchange.fold,
-            stream=envelope.stream,
-            usage_kept=kept,
-            names=(model.upstream, model.name) if model.upstream != model.name else None,
-            lines=lines,
-            listener=progress,
-            release=engine.pool.give_back,
-        )
-        if exchange.principal.project.usage_cost or call.request.header(USAGE_COST) in ASKED:
-            relay.cost_of = exchange.cost_told
-        if envelope.tier is not None:
-            relay.tier = exchange.tier.encode()
-        return relay
 
     def _watch(self, call: Call, relay: Relay) -> Watch:
         """The deadlines of a stream; a whole answer has one."""
