@@ -14,12 +14,14 @@ from quotas.settlement import (
     Case,
     Ending,
     Seen,
+    Settled,
     _case,
     _seen,
     finished,
     settle,
     unbilled_ms,
 )
+from quotas.usage import TokenUsage
 
 #: Nothing was counted by the engine; what we could find out ourselves.
 OURS = {"tokenized": 90, "estimate": 120, "tokenized_completion": 9, "completion_estimate": 12}
@@ -132,7 +134,10 @@ def test_the_usual_ending_is_what_the_table_makes_of_it(
         cause="ok", prompt=prompt, completion=completion, cached=cached, reasoning=reasoning,
         final=True, delivered=delivered, void_finish=void_finish,
     )  # fmt: skip
-    assert finished(prompt, completion, cached, reasoning) == settle(ending, **OURS)
+    usage = TokenUsage(prompt, cached, completion, reasoning)
+    assert TABLE[_case(ending), _seen(ending)] is Bill.COUNTED
+    assert finished(prompt, completion, cached, reasoning) == Settled(usage, "engine_final", "ok")
+    assert settle(ending, **OURS) == Settled(usage, "engine_final", "ok")
 
 
 def test_zero_counted_is_billed_as_zero_not_estimated():
