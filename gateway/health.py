@@ -36,12 +36,15 @@ class Health:
         """Count the attempt, and move its endpoint's breaker."""
         load = self._engines.loads.get(endpoint.id)
         if isinstance(outcome, Ended):
-            self._attempts[outcome.ending] += 1
+            ending = outcome.ending
+            self._attempts[ending] += 1
             if load is None:
                 return
-            if outcome.ending in ("engine_error", "timeout"):
+            if ending in ("engine_error", "timeout"):
                 on_failure(load, self._monotonic())
-            elif exchange.first_event_s >= 0:  # one that was left before it answered says nothing
+            elif exchange.first_event_s < 0:
+                pass  # one that was left before it answered says nothing
+            elif load.consecutive_failures or load.ejections:  # a trial is of an ejected one
                 on_success(load)
             return
         self._attempts[outcome.kind] += 1

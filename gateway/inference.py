@@ -270,13 +270,13 @@ class Inference:
     ) -> Endpoint:
         if pool is None:
             raise NoEndpoint(1, {})
-        request = RoutingRequest(
-            model_upstream=exchange.model.upstream,
-            pool=pool,
-            tokens_estimate=intent.prompt_estimate,
-            needs_context=_longest(exchange, intent),
-            tried=tried,
-            guaranteed=exchange.reserved,
+        request = RoutingRequest(  # by place: each name is a search
+            exchange.model.upstream,
+            pool,
+            intent.prompt_estimate,
+            tried,
+            _longest(exchange, intent),
+            exchange.reserved,
         )
         engines = self._engines
         now_s = self._monotonic()

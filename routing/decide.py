@@ -8,6 +8,8 @@ again (``routing.attempts``), and what an attempt's end means (``routing.breaker
 import math
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from routing.errors import NoEndpoint
 from routing.filters import LAST_RESORT, Reason, is_panic, is_probed_healthy, why_not
 from routing.request import RoutingRequest
@@ -24,22 +26,13 @@ RETRY_AFTER_MAX_S = 60
 IDLE = EndpointLoad()  # of an endpoint nothing was sent to yet; never written
 
 
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """The endpoint, its score, all candidates with theirs, and why the others were out."""
 
-    __slots__ = ("candidates", "endpoint", "reasons", "score")
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        score: float,
-        candidates: list[tuple[float, Endpoint]],
-        reasons: dict[int, Reason],
-    ) -> None:
-        self.endpoint = endpoint
-        self.score = score
-        self.candidates = candidates
-        self.reasons = reasons
+    endpoint: Endpoint
+    score: float
+    candidates: list[tuple[float, Endpoint]]
+    reasons: dict[int, Reason]
 
 
 def decide(
@@ -56,15 +49,16 @@ def decide(
     fit: list[Endpoint] = []
     reasons: dict[int, Reason] = {}
     for endpoint in request.pool.endpoints:
-        reason = why_not(
-            endpoint, signals.get(endpoint.id), loads.get(endpoint.id, IDLE), request, now_s
-        )
+        each = endpoint.id
+        reason = why_not(endpoint, signals.get(each), loads.get(each, IDLE), request, now_s)
         if reason is None:
             fit.append(endpoint)
         else:
-            reasons[endpoint.id] = reason
+            reasons[each] = reason
     if reasons:
         fit = _relax(fit, request, signals, loads, now_s, reasons)
+    if len(fit) == 1:  # the common small pool: nothing to compare
+        return Decision(fit[0], 1.0, [(1.0, fit[0])], reasons)
     if not fit:
         raise NoEndpoint(_retry_after_s(request, loads, now_s, reasons), reasons)
     return _pick(fit, signals, loads, chance, reasons)
@@ -106,8 +100,6 @@ def _pick(
     chance: Callable[[], float],
     reasons: dict[int, Reason],
 ) -> Decision:
-    if len(fit) == 1:  # the common small pool: nothing to compare
-        return Decision(fit[0], 1.0, [(1.0, fit[0])], reasons)
     occupied = [occupancy(each, loads.get(each.id, IDLE)) for each in fit]
     most = max(occupied)
     candidates = [

@@ -1,6 +1,8 @@
 """The breaker's table: five in a row eject, longer each time; busy is not ill."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from routing.breaker import TRIAL_S, on_busy, on_failure, on_sent, on_success
 from routing.signals import EndpointLoad
@@ -108,3 +110,23 @@ def test_busy_is_not_ill_and_a_shorter_wait_does_not_cut_a_longer_one() -> None:
     on_busy(load, 1.0, None)
     assert (load.consecutive_failures, load.ejected_until_s) == (0, 0.0)
     assert load.back_off_until_s == 30.0
+
+
+@given(st.lists(st.sampled_from(("sent", "success", "failure", "busy", "later")), max_size=60))
+def test_success_says_nothing_of_an_endpoint_without_failures_and_ejections(events):
+    load, now_s = EndpointLoad(), 0.0
+    for event in events:
+        if event == "sent":
+            on_sent(load, now_s)
+        elif event == "failure":
+            on_failure(load, now_s)
+        elif event == "busy":
+            on_busy(load, now_s, None)
+        elif event == "later":
+            now_s += 7.0
+        else:
+            troubled = load.consecutive_failures or load.ejections
+            before = [getattr(load, name) for name in EndpointLoad.__slots__]
+            on_success(load)
+            after = [getattr(load, name) for name in EndpointLoad.__slots__]
+            assert troubled or after == before
