@@ -19,7 +19,7 @@ from gateway.contract.skeleton import DEPTH_MAX
 from gateway.contract.spans import GUARDED, MEMBERS_MAX
 
 #: A longer one is scanned (``spans``).
-BODY_BYTES_MAX = 16_384
+BODY_BYTES_MAX = 65_536
 #: A body as short has no more members than are allowed: none is shorter than ``"":1,``.
 _FEW_MEMBERS_BYTES = 5 * MEMBERS_MAX
 _Cap = Annotated[int, msgspec.Meta(ge=0, le=CAP_MAX)]
