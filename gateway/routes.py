@@ -4,10 +4,10 @@ Also what every request gets whatever it asks for: an id, a trace, an error in t
 one access line. Not here: what inference does with a request.
 """
 
-import http
 import logging
+import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from urllib.parse import unquote
 
 import msgspec
@@ -29,8 +29,9 @@ from gateway.reads import PATHS, ReadLane
 from gateway.snapshot import ModelDoc, Snapshot
 from gateway.telemetry.access import AccessLine, AccessLog
 from gateway.telemetry.counters import Counters
-from gateway.telemetry.tracing import SpanFacts, Tracer, context_from
+from gateway.telemetry.tracing import SpanFacts, TraceContext, Tracer, context_from
 from gateway.wire.server import Reply, Request
+from quotas.record import AttemptEntry
 
 OPERATIONS: dict[str, Operation] = {
     "/v1/chat/completions": "chat",
@@ -39,10 +40,11 @@ OPERATIONS: dict[str, Operation] = {
 }
 MODELS = "/v1/models"
 KEY = "/v1/key"
-#: The hex digits of a request's id, its trace and its span; and of how many are made at once.
-_ID_CHARS = 80
-_RANDOM_CHARS = 100 * _ID_CHARS
-STATUS_TEXT = {status.value: str(status.value) for status in http.HTTPStatus}
+#: The hex digits of a request's id, its trace and its span; how many bytes they are; and how many
+#: requests' are made at once.
+_IDS = re.compile("(.{32})(.{32})(.{16})")
+_IDS_BYTES = 40
+_IDS_AT_ONCE = 64
 JSON = (b"content-type", b"application/json")
 log = logging.getLogger("gateway.routes")
 
@@ -85,17 +87,24 @@ class Routes:
         self._unix_ms = unix_ms
         self._monotonic = monotonic
         self._chance = chance
-        self._random = _Random()
+        self._texts = _StatusTexts()
+        self._ids: list[tuple[str, str, str]] = []
 
     async def handle(self, request: Request, reply: Reply) -> None:
         """Answer one request; never raises."""
+        if not self._ids:
+            self._ids = _fresh_ids()
+        request_id, trace_id, span_id = self._ids.pop()
         sample = self._tracer is not None and self._chance() < self._trace_sample
-        fresh = self._random.hex()
         header = request.header(b"traceparent")
-        trace = context_from(header, fresh[32:64], fresh[64:], sample=sample)
-        call = Call(request, reply, fresh[:32], trace)
+        if header is None:
+            trace = TraceContext(trace_id, span_id, "", sample)
+        else:
+            trace = context_from(header, trace_id, span_id, sample=sample)
+        call = Call(request, reply, request_id, trace)
         try:
             await self._dispatch(call)
+            call.status = call.status or 200
         except ContractError as error:
             self._refuse(call, answer(error, call.request_id))
         except Exception as error:  # the data plane's outer wall: our own bug, counted and named
@@ -104,18 +113,22 @@ class Routes:
             self._refuse(call, answer(error, call.request_id))
         self._tell(call)
 
-    async def _dispatch(self, call: Call) -> None:
+    def _dispatch(self, call: Call) -> Coroutine[None, None, None]:
+        """Who answers it."""
         request = call.request
         operation = OPERATIONS.get(request.path)
-        if operation is not None:
-            if request.method != "POST":
-                raise MethodNotAllowed(request.method, "POST")
-            unready = self._unready()
-            if unready:
-                raise StoreAway(unready)
-            await self._inference.serve(call, operation)
-            call.status = call.status or 200
-            return
+        if operation is None:
+            return self._look(call)
+        if request.method != "POST":
+            raise MethodNotAllowed(request.method, "POST")
+        unready = self._unready()
+        if unready:
+            raise StoreAway(unready)
+        return self._inference.serve(call, operation)
+
+    async def _look(self, call: Call) -> None:
+        """All that is no inference only looks."""
+        request = call.request
         if request.method not in ("GET", "HEAD"):
             raise UnknownRoute(request.method, request.path)
         if request.path == "/healthz":
@@ -177,84 +190,91 @@ class Routes:
 
     def _tell(self, call: Call) -> None:
         """The access line, the status counter and the span of one answered request."""
-        status = call.status
-        self._responses[STATUS_TEXT.get(status) or str(status)] += 1
-        exchange, request, trace = call.exchange, call.request, call.trace
+        exchange, request, trace, status = call.exchange, call.request, call.trace, call.status
+        self._responses[self._texts[status]] += 1
         total_s = self._monotonic() - request.arrived_s
         now_s = self._unix_ms() / 1000
-        key = model = endpoint = outcome = ""
-        attempts = prompt_tokens = completion_tokens = 0
-        ttft_ms = -1
-        if exchange is not None:
-            key, model = exchange.principal.key.path, exchange.model.name
-            outcome = exchange.outcome or ""
-            attempts = len(exchange.attempts)
-            if attempts:
-                last = exchange.attempts[-1]
-                endpoint = last.endpoint
-                prompt_tokens, completion_tokens = last.prompt_tokens, last.completion_tokens
-            if exchange.first_event_s >= 0:
-                ttft_ms = round((exchange.first_event_s - request.arrived_s) * 1000)
-        self._log(
-            AccessLine(
-                now_s,
-                call.request_id,
-                request.method,
-                request.path,
-                status,
-                request.peer,
-                key,
-                model,
-                endpoint,
-                attempts,
-                outcome,
-                prompt_tokens,
-                completion_tokens,
-                ttft_ms,
-                round(total_s * 1000),
-                trace.trace_id if trace.parent_id else "",
-            )
-        )
-        if self._tracer is not None and exchange is not None:
-            self._tracer.export(
-                SpanFacts(
-                    context=trace,
-                    started_ns=int((now_s - total_s) * 1e9),
-                    ended_ns=int(now_s * 1e9),
-                    operation=exchange.operation,
-                    request_id=call.request_id,
-                    request_model=model,
-                    endpoint=endpoint,
-                    status=status,
-                    outcome=outcome,
-                    prompt_tokens=prompt_tokens,
-                    completion_tokens=completion_tokens,
-                    ttft_ms=ttft_ms,
+        trace_id = trace.trace_id if trace.parent_id else ""
+        if exchange is None:
+            self._log(
+                AccessLine(
+                    now_s,
+                    call.request_id,
+                    request.method,
+                    request.path,
+                    status,
+                    request.peer,
+                    total_ms=round(total_s * 1000),
+                    trace_id=trace_id,
                 )
             )
+            return
+        attempts = exchange.attempts
+        last = attempts[-1] if attempts else _NO_ATTEMPT
+        first_s = exchange.first_event_s
+        line = AccessLine(
+            now_s,
+            call.request_id,
+            request.method,
+            request.path,
+            status,
+            request.peer,
+            exchange.principal.key.path,
+            exchange.model.name,
+            last.endpoint,
+            len(attempts),
+            exchange.outcome or "",
+            last.prompt_tokens,
+            last.completion_tokens,
+            round((first_s - request.arrived_s) * 1000) if first_s >= 0 else -1,
+            round(total_s * 1000),
+            trace_id,
+        )
+        self._log(line)
+        if self._tracer is not None:
+            started_ns, ended_ns = int((now_s - total_s) * 1e9), int(now_s * 1e9)
+            self._tracer.export(_span(trace, exchange.operation, line, started_ns, ended_ns))
+
+
+#: What is said of a request that was forwarded to nobody.
+_NO_ATTEMPT = AttemptEntry(0, "", 0, 0, 0, 0, 0, 1)
+
+
+def _span(
+    trace: TraceContext, operation: str, line: AccessLine, started_ns: int, ended_ns: int
+) -> SpanFacts:
+    """What the access line says, as a span."""
+    return SpanFacts(
+        context=trace,
+        started_ns=started_ns,
+        ended_ns=ended_ns,
+        operation=operation,
+        request_id=line.request_id,
+        request_model=line.model,
+        endpoint=line.endpoint,
+        status=line.status,
+        outcome=line.outcome,
+        prompt_tokens=line.prompt_tokens,
+        completion_tokens=line.completion_tokens,
+        ttft_ms=line.ttft_ms,
+    )
 
 
 def _say_nothing(_line: AccessLine) -> None:
     """The operator wants no access log."""
 
 
-class _Random:
-    """The system's secure source, some hundred ids at a time: each call of it costs a system call."""
+class _StatusTexts(dict[int, str]):
+    """A status as text, found once."""
 
-    __slots__ = ("_at", "_text")
+    def __missing__(self, status: int) -> str:
+        text = self[status] = str(status)
+        return text
 
-    def __init__(self) -> None:
-        self._text = ""
-        self._at = _RANDOM_CHARS  # none are left
 
-    def hex(self) -> str:
-        """What one request needs: 40 random bytes as 80 hex digits."""
-        at = self._at
-        if at == _RANDOM_CHARS:
-            self._text = secrets.token_hex(_RANDOM_CHARS // 2)
-            at = 0
-        self._at = end = at + _ID_CHARS
-        return self._text[at:end]
+def _fresh_ids() -> list[tuple[str, str, str]]:
+    """Ids of the next requests, from the system's secure source: each call of it is a system call."""
+    return _IDS.findall(secrets.token_hex(_IDS_AT_ONCE * _IDS_BYTES))
 
 
 def _shown(model: ModelDoc) -> dict[str, object]:

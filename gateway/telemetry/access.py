@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 import traceback
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -50,40 +49,41 @@ class AccessLog:
     def __init__(self, fd: int, call_soon: Callable[[Callable[[], None]], object]) -> None:
         self._fd = fd
         self._call_soon = call_soon
-        self._pending: deque[bytes] = deque()
-        self._pending_bytes = 0
+        self._pending = bytearray()
         self._scheduled = False
-        self._encode = msgspec.json.Encoder().encode
+        self._encode_into = msgspec.json.Encoder().encode_into
         self.dropped = 0
 
     def write(self, line: AccessLine) -> None:
-        data = self._encode(line) + b"\n"
-        self._pending.append(data)
-        self._pending_bytes += len(data)
-        while self._pending_bytes > PENDING_BYTES_MAX:
-            self._pending_bytes -= len(self._pending.popleft())
-            self.dropped += 1
+        pending = self._pending
+        self._encode_into(line, pending, -1)  # at its end
+        pending += b"\n"
+        if len(pending) > PENDING_BYTES_MAX:
+            self._drop_oldest()
         if not self._scheduled:
             self._scheduled = True
             self._call_soon(self.flush)
+
+    def _drop_oldest(self) -> None:
+        """Whole lines, until the others are few enough."""
+        pending = self._pending
+        end = pending.find(b"\n", len(pending) - PENDING_BYTES_MAX - 1) + 1
+        self.dropped += pending.count(b"\n", 0, end)
+        del pending[:end]
 
     def flush(self) -> None:
         self._scheduled = False
         if not self._pending:
             return
-        data = b"".join(self._pending)
-        self._pending.clear()
-        self._pending_bytes = 0
         try:
-            written = os.write(self._fd, data)
+            written = os.write(self._fd, self._pending)
         except BlockingIOError:
-            written = 0
+            return
         except OSError:
             self.dropped += 1  # nobody reads the log any more; serving goes on
+            self._pending.clear()
             return
-        if written < len(data):
-            self._pending.append(data[written:])
-            self._pending_bytes = len(data) - written
+        del self._pending[:written]
 
 
 class JsonFormatter(logging.Formatter):

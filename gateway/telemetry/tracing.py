@@ -24,7 +24,8 @@ class TraceContext(msgspec.Struct, frozen=True):
 
     @property
     def header(self) -> bytes:
-        return f"00-{self.trace_id}-{self.span_id}-{SAMPLED if self.sampled else 0:02x}".encode()
+        flags = "01" if self.sampled else "00"
+        return f"00-{self.trace_id}-{self.span_id}-{flags}".encode()
 
 
 def context_from(

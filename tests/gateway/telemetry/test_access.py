@@ -43,9 +43,12 @@ def test_unread_log_drops_the_oldest_and_counts_them(pipe):
     log = AccessLog(writer, lambda _: None)
     for number in range(2_000):
         log.write(line(str(number), "/" + "x" * 1_000))
+        assert len(log._pending) <= PENDING_BYTES_MAX
 
-    assert log.dropped > 0
-    assert log._pending_bytes <= PENDING_BYTES_MAX
+    kept = [json.loads(each)["request_id"] for each in bytes(log._pending).splitlines()]
+    assert kept == [str(number) for number in range(log.dropped, 2_000)]
+    assert 0 < log.dropped < 2_000
+    assert len(log._pending) + 1_200 > PENDING_BYTES_MAX
 
 
 def test_rest_of_a_short_write_is_kept(pipe):
