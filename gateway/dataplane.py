@@ -5,11 +5,7 @@ no metrics library: an import contract proves it. Not here: what any part does.
 """
 
 import asyncio
-import base64
 import gc
-import hashlib
-import hmac
-import ipaddress
 import logging
 import os
 import random
@@ -17,7 +13,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
 
@@ -28,12 +24,13 @@ from gateway import __version__
 from gateway.admission import Admission
 from gateway.authentication import Authentication
 from gateway.balances import Balances
+from gateway.cache_salts import cache_salts
 from gateway.call import Call, id_headers
 from gateway.ceilings import Ceilings
 from gateway.census import Census
 from gateway.claims import Claims
 from gateway.contract.envelope import Bounds
-from gateway.contract.errors import Draining, KeyRevoked
+from gateway.contract.errors import Draining
 from gateway.engine_counts import ASK_S, EngineCounts
 from gateway.engines import Engines, process_environ
 from gateway.errors import answer
@@ -50,28 +47,30 @@ from gateway.link.messages import (
     Explain,
     Explained,
     Hello,
-    Moves,
     Reheld,
     Rehold,
     Signals,
     Version,
 )
-from gateway.link.snapshot_file import read as read_snapshot_file
 from gateway.metering.desk import Desk
 from gateway.metering.incarnation import Incarnation
+from gateway.readiness import Readiness
 from gateway.reads import ReadLane
 from gateway.recount import Recount
+from gateway.revocation import cut_revoked
 from gateway.routes import Routes
 from gateway.settings import Settings
 from gateway.snapshot import Snapshot
+from gateway.snapshot_feed import SnapshotFeed
 from gateway.telemetry.access import AccessLog, configure_logging
 from gateway.telemetry.counters import Counters, labels_of
 from gateway.telemetry.tracing import Tracer
 from gateway.tokenizer import Tokenizer, TokenizerError
 from gateway.tokenizer import load as load_tokenizer
-from gateway.wire.cors import Cors
+from gateway.wire.cors import cors_of
 from gateway.wire.deadlines import Wheel
 from gateway.wire.fetch import fetch
+from gateway.wire.request import networks_of
 from gateway.wire.server import Server
 from quotas.errors import StoreUnavailable
 from quotas.ports import QuotaStore
@@ -85,10 +84,6 @@ ACCESS_LINES_S = 0.02
 #: A request leaves a few dozen objects that know each other: collected some hundred requests at a
 #: time (a millisecond's work), not every few.
 GC_THRESHOLDS = (20_000, 20, 50)
-#: How long a fresh process waits for control before it starts from the snapshot file.
-FIRST_SNAPSHOT_S = 2.0
-#: Moves applied in one turn of the loop: a turn stays under 5 ms.
-MOVES_PER_TURN = 200
 SETTLE_GRACE_S = 5.0
 STORE_TRIES = 25
 STORE_RETRY_S = 0.2
@@ -105,16 +100,11 @@ class DataPlane:
         self._leash = leash
         self._settings = settings
         self._monotonic = loop.time
-        self._draining = False
         self._parted = asyncio.Event()
         self._drain_asked = asyncio.Event()
-        self._loaded = asyncio.Event()
-        self._moves: list[Moves] = []
-        self._moves_waiting = asyncio.Event()
-        self._staged: Snapshot | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.snapshot = Snapshot()
-        self.snapshot_heard_s = loop.time()
+        self.readiness = Readiness(settings.max_stale_s)
         self.counters = Counters()
         self.incarnation = Incarnation.create(
             Path(settings.data_dir),
@@ -126,6 +116,13 @@ class DataPlane:
         self.desk = Desk(self.incarnation.board, self.incarnation.journal, self.store)
         self.wheel = Wheel(settings.wire.tick_s, loop)
         self.engines = Engines(process_environ(), settings.wire.upstream_idle_s)
+        self.feed = SnapshotFeed(
+            self.snapshot,
+            self.engines,
+            Path(settings.data_dir) / "snapshot",
+            loop.time,
+            self._applied,
+        )
         self.access = (
             AccessLog(2, partial(loop.call_later, ACCESS_LINES_S)) if settings.access_log else None
         )
@@ -136,7 +133,7 @@ class DataPlane:
             launch.link_path,
             self._hello,
             {
-                "moves": self._on_moves,
+                "moves": self.feed.take,
                 "signals": self._on_signals,
                 "explain": self._on_explain,
                 "rehold": self._on_rehold,
@@ -170,7 +167,7 @@ class DataPlane:
             self._routes().handle,
             _refuse,
             self.wheel,
-            trusted_networks(settings.trusted_proxies),
+            networks_of(settings.trusted_proxies),
             proxy_protocol=settings.proxy_protocol,
             cors=cors_of(settings.cors_origins),
             on_refused=self._count_refused,
@@ -235,7 +232,7 @@ class DataPlane:
             access=self.access,
             tracer=self.tracer,
             trace_sample=self._settings.trace_sample,
-            readiness=self.readiness,
+            readiness=self.report,
             unready=self.unready,
             unix_ms=unix_ms,
             monotonic=self._monotonic,
@@ -248,11 +245,11 @@ class DataPlane:
         """Serve until the supervisor says drain or is gone."""
         self._spawn(self._leash.watch(self._drain_asked.set, self._parted.set), "leash")
         self._spawn(self.link.run(), "link")
-        self._spawn(self._apply_moves(), "moves")
+        self._spawn(self.feed.run(), "moves")
         if isinstance(self.store, RedisStore):
             await _connected(self.store)
         await self.census.beat()  # others are to know before this one admits anything
-        await self._first_snapshot()
+        await self.feed.first()
         self.wheel.start()
         await self.server.serve(socket.socket(fileno=self._launch.listen_fd))
         self._spawn(self._tick(), "tick")
@@ -270,20 +267,9 @@ class DataPlane:
         asked.cancel()
         await self._drain(drain_s)
 
-    async def _first_snapshot(self) -> None:
-        try:
-            await asyncio.wait_for(self._loaded.wait(), FIRST_SNAPSHOT_S)
-        except TimeoutError:
-            kept = read_snapshot_file(Path(self._settings.data_dir) / "snapshot")
-            if kept is not None and not self._loaded.is_set():
-                version, moves = kept
-                self.snapshot.apply(version, moves)
-                self.engines.sync(self.snapshot)
-                log.warning("control is away: serving from the snapshot file, version %d", version)
-
     async def _drain(self, drain_s: float) -> None:
         """Stop accepting, let streams finish, end the rest with an error event, settle all."""
-        self._draining = True
+        self.readiness.draining = True
         self.server.stop_accepting()
         await self.server.drain(drain_s)
         for call in list(self.inference.running.values()):
@@ -318,12 +304,8 @@ class DataPlane:
     # -- the link ----------------------------------------------------------------------------
 
     def _hello(self) -> Hello:
-        self._staged = None  # of a load that another connection began
+        self.feed.begin()
         return Hello(self._launch.slot, os.getpid(), self.snapshot.version)
-
-    def _on_moves(self, body: bytes) -> None:
-        self._moves.append(msgspec.msgpack.decode(body, type=Moves))
-        self._moves_waiting.set()
 
     def _on_signals(self, body: bytes) -> None:
         for each in msgspec.msgpack.decode(body, type=Signals).endpoints:
@@ -361,53 +343,13 @@ class DataPlane:
         epoch = await self.store.epoch(said.tag)
         await self.store.adjust(said.tag, epoch, said.adjustment_id, said.limit, said.delta_micro)
 
-    async def _apply_moves(self) -> None:
-        """Snapshot changes in slices; a full load is built apart and swapped in whole."""
-        while True:
-            await self._moves_waiting.wait()
-            self._moves_waiting.clear()
-            while self._moves:
-                batch = self._moves.pop(0)
-                await self._apply(batch)
-                if batch.last:
-                    self._applied(batch.version)
-
-    async def _apply(self, batch: Moves) -> None:
-        """A full load is built beside the snapshot in use, so that no request sees half of it."""
-        if batch.full and self._staged is None:
-            self._staged = Snapshot()
-        target = self._staged if batch.full and self._staged is not None else self.snapshot
-        for start in range(0, len(batch.moves), MOVES_PER_TURN):
-            target.apply(target.version, batch.moves[start : start + MOVES_PER_TURN])
-            await asyncio.sleep(0)
-        if batch.full and batch.last:
-            self.snapshot.adopt(target)
-            self._staged = None
-
     def _applied(self, version: int) -> None:
-        self.snapshot.version = version
-        self.snapshot_heard_s = self._monotonic()
-        self.engines.sync(self.snapshot)
         self._cut_revoked()
-        self._loaded.set()
         self._leash.tell(Event(event="version", detail=str(version)))
         self.link.send("version", msgspec.msgpack.encode(Version(version)))
 
     def _cut_revoked(self) -> None:
-        """Streams of a key that is no more end here, within a second of its revocation."""
-        now_s = time.time()
-        for call in list(self.inference.running.values()):
-            if not self._still_valid(call, now_s):
-                call.stop("key_revoked", KeyRevoked())
-
-    def _still_valid(self, call: Call, now_s: float) -> bool:
-        if call.exchange is None:
-            return True
-        principal = self.snapshot.principal(call.exchange.principal.key.id)
-        if principal is None:
-            return False
-        secrets = principal.key.secrets
-        return any(each.expires_s is None or each.expires_s > now_s for each in secrets)
+        cut_revoked(self.inference.running.values(), self.snapshot, time.time())
 
     # -- twice a second ----------------------------------------------------------------------
 
@@ -416,7 +358,7 @@ class DataPlane:
             await asyncio.sleep(TICK_S)
             self.desk.retry()
             if self.link.connected and self.link.heard_s is not None:
-                self.snapshot_heard_s = self.link.heard_s
+                self.feed.heard_s = self.link.heard_s
             self.link.send("version", msgspec.msgpack.encode(Version(self.snapshot.version)))
             self._tell_counters()
             self._cut_revoked()
@@ -447,29 +389,19 @@ class DataPlane:
     def _count_refused(self, reason: str) -> None:
         self.counters.add("tf_head_refusals_total", reason)
 
-    def readiness(self) -> dict[str, object]:
+    def _age_s(self) -> float:
+        return self._monotonic() - self.feed.heard_s
+
+    def report(self) -> dict[str, object]:
         """Whether new requests are served, why not, and how old the snapshot is."""
-        age_s = self._monotonic() - self.snapshot_heard_s
-        reason = self.unready()
-        return {
-            "ready": not reason,
-            "reason": reason,
-            "snapshot_version": self.snapshot.version,
-            "snapshot_age_s": round(age_s, 3),
-            "control": "connected" if self.link.connected else "away",
-            "store": self.store.name,
-        }
+        return self.readiness.report(
+            self.snapshot.version, self._age_s(),
+            control=self.link.connected, store=self.store.name,
+        )  # fmt: skip
 
     def unready(self) -> str:
         """Why no new request is served; "" where they are. Asked by every one of them."""
-        if self._draining:
-            return "draining"
-        if not self.snapshot.version:
-            return "no snapshot yet"
-        age_s = self._monotonic() - self.snapshot_heard_s
-        if age_s > self._settings.max_stale_s:
-            return f"the snapshot is {age_s:.0f} s old"
-        return ""
+        return self.readiness.reason(self.snapshot.version, self._age_s())
 
     def _spawn(self, coroutine: Coroutine[None, None, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
@@ -518,36 +450,6 @@ def _refuse(error: Exception) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     said = answer(error, request_id)
     headers = [(b"content-type", b"application/json"), *said.headers, *id_headers(request_id)]
     return said.status, headers, said.body
-
-
-def cache_salts(pepper: bytes) -> Callable[[int], str]:
-    """A salt per tenant for the engines' prefix caches: nobody can probe another's prompts.
-
-    base64url of an HMAC, 43 characters: some engines die of odd ones (CVE-2026-105756).
-    """
-    known: dict[int, str] = {}
-
-    def salt(tenant_id: int) -> str:
-        made = known.get(tenant_id)
-        if made is None:
-            mac = hmac.new(pepper, b"cache-salt:%d" % tenant_id, hashlib.sha256).digest()
-            made = known[tenant_id] = base64.urlsafe_b64encode(mac)[:43].decode()
-        return made
-
-    return salt
-
-
-def trusted_networks(
-    text: str,
-) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
-    """``TF_TRUSTED_PROXIES`` as networks; raises ``ValueError`` naming the bad one."""
-    return tuple(ipaddress.ip_network(each.strip()) for each in text.split(",") if each.strip())
-
-
-def cors_of(text: str) -> Cors | None:
-    """``TF_CORS_ORIGINS``; None where it names nobody."""
-    origins = frozenset(each.strip().encode() for each in text.split(",") if each.strip())
-    return Cors(origins) if origins else None
 
 
 def unix_ms() -> int:

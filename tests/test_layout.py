@@ -50,8 +50,10 @@ SHELLS = (
     "gateway.metering",
     "gateway.reads",
     "gateway.recount",
+    "gateway.revocation",  # stops calls: sockets by type
     "gateway.routes",
     "gateway.settings",
+    "gateway.snapshot_feed",
     "gateway.sockets",
     "gateway.store",
     "gateway.supervisor",

@@ -53,3 +53,9 @@ class Cors:
         if len(asked) <= _NAMES_BYTES_MAX and _NAMES.match(asked):
             pairs.append((b"access-control-allow-headers", asked))
         return pairs
+
+
+def cors_of(text: str) -> Cors | None:
+    """``TF_CORS_ORIGINS``, separated by commas; None where it names nobody."""
+    origins = frozenset(each.strip().encode() for each in text.split(",") if each.strip())
+    return Cors(origins) if origins else None

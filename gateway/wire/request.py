@@ -27,6 +27,11 @@ class Request(msgspec.Struct, frozen=True, eq=False):
         return self.head.fields.get(name)
 
 
+def networks_of(text: str) -> Networks:
+    """``TF_TRUSTED_PROXIES``, separated by commas; raises ``ValueError`` naming the bad one."""
+    return tuple(ipaddress.ip_network(each.strip()) for each in text.split(",") if each.strip())
+
+
 def client_address(peer: str, headers: list[tuple[bytes, bytes]], trusted: Networks) -> str:
     """The rightmost address that no trusted proxy owns; the peer itself when it is a stranger."""
     if not is_trusted(peer, trusted):
