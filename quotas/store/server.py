@@ -123,19 +123,17 @@ class Server:
         asking: bool = False,
     ) -> object:
         """The reply. Raises ``StoreUnavailable`` or ``hiredis.ReplyError``."""
-        try:
-            return await self._call(step, keys, arguments, asking=asking)
-        except hiredis.ReplyError as error:
-            if not self._note(error):
-                raise
-        return await self._call(step, keys, arguments, asking=asking)
-
-    async def _call(
-        self, step: Step, keys: Sequence[str], arguments: Sequence[Argument], *, asking: bool
-    ) -> object:
-        if asking and self._pipeline.connected:
-            self._pipeline.send(ASKING, _ignore)
-        return await self._pipeline.call(step.command(keys, arguments, scripted=self._scripted))
+        tries = 2
+        while True:
+            if asking and self._pipeline.connected:
+                self._pipeline.send(ASKING, _ignore)
+            command = step.command(keys, arguments, scripted=self._scripted)
+            try:
+                return await self._pipeline.call(command)
+            except hiredis.ReplyError as error:
+                tries -= 1
+                if not tries or not self._note(error):
+                    raise
 
     async def ping(self, _part: str | None = None) -> None:
         """Raises ``StoreUnavailable`` or ``hiredis.ReplyError``."""

@@ -7,6 +7,7 @@ back to the charges. Not here: keys and calls (``quotas.store.redis``).
 """
 
 from collections.abc import Sequence
+from operator import attrgetter
 from struct import Struct
 from typing import TypeVar
 
@@ -21,6 +22,8 @@ SPECS_KEPT = 16_384
 T = TypeVar("T")
 
 _pack = msgspec.msgpack.Encoder().encode
+#: With ``map``, so that a list of charges is read in C.
+_limit_of, _amount_of, _periods_of = map(attrgetter, ("limit", "amount", "periods"))
 
 
 class Spec:
@@ -43,9 +46,11 @@ class Spec:
 
     def amounts(self, charges: Sequence[Charge]) -> bytes:
         """The charges' amounts, row by row. Raises ``ReservationRefused`` for what is not exact."""
-        amounts = [charge.amount for charge in charges]
+        amounts = list(map(_amount_of, charges))
         check_amounts(amounts)
-        return self._amounts(*(amounts if self.order is None else [amounts[i] for i in self.rows]))
+        if self.order is not None:
+            amounts = [amounts[i] for i in self.rows]
+        return self._amounts(*amounts)
 
     def levels(self, packed: bytes) -> tuple[Level, ...]:
         """What a step shows of its rows, as the charges stand."""
@@ -58,7 +63,10 @@ class Spec:
 
     def holds(self, charges: Sequence[Charge]) -> bool:
         """Whether the charges take concurrency, which needs a lease."""
-        return any(charges[i].amount for i in self._slots)
+        for i in self._slots:  # noqa: SIM110 -- a generator costs several times as much
+            if charges[i].amount:
+                return True
+        return False
 
 
 class Specs:
@@ -71,10 +79,7 @@ class Specs:
 
     def of(self, charges: Sequence[Charge]) -> Spec:
         """Raises ``ReservationRefused`` for a level named twice or a quota without periods."""
-        key = (
-            *[id(charge.limit) for charge in charges],
-            *[id(charge.periods) for charge in charges],
-        )
+        key = (*map(id, map(_limit_of, charges)), *map(id, map(_periods_of, charges)))
         return self._kept.get(key) or self._make(key, charges)
 
     def _make(self, key: tuple[int, ...], charges: Sequence[Charge]) -> Spec:
