@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+import msgspec
+
 from gateway.contract.envelope import Envelope
 from gateway.contract.errors import ContractError
 from gateway.exchange import Exchange
@@ -13,47 +15,30 @@ from quotas.leases import Draw
 Stop = Literal["client_abort", "timeout", "shutdown", "key_revoked"]
 
 
-class Call:
-    """Mutable; one per request, whatever it asks for. ``stopped``: the first reason to end early,
-    with the error the client is told where it can still be told.
+class Call(msgspec.Struct, eq=False):
+    """Mutable; one per request, whatever it asks for. ``claim``: the name that it holds for its
+    Idempotency-Key; ``draw``: on limits that all tenants share. ``stopped``: the first reason to end
+    early, with the error the client is told where it can still be told.
     """
 
-    __slots__ = (
-        "claim",
-        "draw",
-        "envelope",
-        "exchange",
-        "relay",
-        "reply",
-        "request",
-        "request_id",
-        "status",
-        "stopped",
-        "trace",
-    )
+    request: Request
+    reply: Reply
+    request_id: str
+    trace: TraceContext
+    status: int = 0
+    claim: str = ""
+    draw: Draw | None = None
+    envelope: Envelope | None = None
+    exchange: Exchange | None = None
+    relay: Relay | None = None
+    stopped: tuple[Stop, ContractError | None] | None = None
 
-    def __init__(
-        self, request: Request, reply: Reply, request_id: str, trace: TraceContext
-    ) -> None:
-        self.request = request
-        self.reply = reply
-        self.request_id = request_id
-        self.trace = trace
-        self.status = 0
-        self.claim = ""  # the name that this request holds for its Idempotency-Key
-        self.draw: Draw | None = None  # on limits that all tenants share
-        self.envelope: Envelope | None = None
-        self.exchange: Exchange | None = None
-        self.relay: Relay | None = None
-        self.stopped: tuple[Stop, ContractError | None] | None = None
+    def __repr__(self) -> str:
+        return f"<Call {self.request_id}>"  # and nothing of what it says
 
-    @property
-    def streams(self) -> bool:
-        return self.envelope is not None and self.envelope.stream
-
-    def stopping(self) -> tuple[Stop, ContractError | None] | None:
-        """``stopped``, asked anew: it changes while the caller waits."""
-        return self.stopped
+    def leave(self) -> None:
+        """Its client has left."""
+        self.stop("client_abort")
 
     def stop(self, ending: Stop, error: ContractError | None = None) -> None:
         """End it wherever it stands. A client that has left needs no error."""

@@ -12,10 +12,10 @@ import random
 import secrets
 import socket
 import sys
-import time
 from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
+from time import time, time_ns
 
 import msgspec
 import uvloop
@@ -349,7 +349,7 @@ class DataPlane:
         self.link.send("version", msgspec.msgpack.encode(Version(version)))
 
     def _cut_revoked(self) -> None:
-        cut_revoked(self.inference.running.values(), self.snapshot, time.time())
+        cut_revoked(self.inference.running.values(), self.snapshot, time())
 
     # -- twice a second ----------------------------------------------------------------------
 
@@ -453,7 +453,7 @@ def _refuse(error: Exception) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
 
 
 def unix_ms() -> int:
-    return time.time_ns() // 1_000_000
+    return time_ns() // 1_000_000
 
 
 async def _main(leash_fd: int) -> None:

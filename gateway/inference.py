@@ -41,11 +41,11 @@ from gateway.intake import Admitted, Intake
 from gateway.metering.board import Slot
 from gateway.metering.desk import Desk
 from gateway.recount import Counted, Recount
-from gateway.snapshot import ModelDoc, Snapshot
+from gateway.snapshot import Snapshot
 from gateway.telemetry.counters import Counters, ModelSeries, labels_of
 from gateway.wire.relay import Ended, Failed
 from quotas.estimate import Plan
-from quotas.record import Outcome, UsageRecord
+from quotas.record import Outcome
 from quotas.settlement import unbilled_ms
 from quotas.unbilled import UnbilledEndings
 from routing.attempts import RetryBudget, may_retry
@@ -114,41 +114,42 @@ class Inference:
 
     async def serve(self, call: Call, operation: Operation) -> None:
         """Answer one request. Raises the error that the client is to get, if nothing went out."""
-        principal = self._authentication.principal_of(call.request)
-        body = call.request.body
+        request, request_id = call.request, call.request_id
+        principal = self._authentication.principal_of(request)
+        body = request.body
         envelope = read_everyday(body, operation) or await _read(body, operation, self._bounds)
         call.envelope = envelope
         model = self._authentication.model_for(principal, envelope.model)
         admitted = await self._intake.admit(call, principal, model)
-        intent, terms = admitted.intent, admitted.terms
-        call.exchange = Exchange(
-            request_id=call.request_id,
-            principal=principal,
-            model=model,
-            operation=operation,
-            prompts=envelope.prompts,
-            n=envelope.n,
-            prompt_estimate=intent.prompt_estimate,
-            cap=intent.cap,
-            charges=admitted.charges,
-            epoch=admitted.verdict.epoch,
-            arrived_s=call.request.arrived_s,
-            started_ms=admitted.started_ms,
-            shared=call.draw.charges if call.draw is not None else (),
-            reserved=terms.reserved,
-            tier=admitted.tier,
-            layout=terms.layout,
+        slot, intent, terms = admitted.slot, admitted.intent, admitted.terms
+        exchange = call.exchange = Exchange(  # by place: each name is a search
+            request_id,
+            principal,
+            model,
+            operation,
+            envelope.prompts,
+            envelope.n,
+            intent.prompt_estimate,
+            intent.cap,
+            admitted.charges,
+            admitted.verdict.epoch,
+            request.arrived_s,
+            admitted.started_ms,
+            call.draw.charges if call.draw is not None else (),
+            terms.reserved,
+            admitted.tier,
+            terms.layout,
         )
-        call.reply.on_gone = lambda: call.stop("client_abort")
-        self.running[call.request_id] = call
+        call.reply.on_gone = call.leave
+        self.running[request_id] = call
         failure: Exception | None = None
         try:
-            lines = _lines(call, envelope, admitted)
-            failure = await self._attempts(call, call.exchange, admitted.slot, intent, lines)
+            lines = _lines(request_id, envelope, admitted)
+            failure = await self._attempts(call, exchange, slot, intent, lines)
         finally:
-            del self.running[call.request_id]
+            del self.running[request_id]
             call.reply.forget()
-            self._close(call, call.exchange, admitted.slot)
+            self._close(call, exchange, slot)
         if failure is not None:
             raise failure
 
@@ -161,8 +162,8 @@ class Inference:
         lines: bytes,
     ) -> Exception | None:
         """Forward until an engine answers, or nobody can. Gives the error for the client, if any."""
-        pool = self._snapshot.pools.get(exchange.model.pool_id)
-        budget = self._budgets[exchange.model.pool_id]
+        pool_id = exchange.model.pool_id
+        pool, budget = self._snapshot.pools.get(pool_id), self._budgets[pool_id]
         budget.note_request(self._monotonic())
         tried: tuple[int, ...] = ()
         free_retries = 0
@@ -171,8 +172,8 @@ class Inference:
         fresh = False
         while True:
             if call.reply.gone:
-                call.stop("client_abort")
-            stopped = call.stopping()
+                call.leave()
+            stopped = call.stopped
             if stopped is not None:
                 return self._end_stopped(call, exchange, stopped)
             try:
@@ -188,7 +189,7 @@ class Inference:
                 self._health.judge(exchange, endpoint, outcome)
                 return self._after_commit(call, exchange, outcome)
             again, fresh = None, False
-            if call.stopping() is not None:
+            if call.stopped is not None:
                 continue  # it failed because we stopped it
             if free_retries < FREE_RETRIES_MAX and self._health.teaches(call, endpoint, outcome):
                 free_retries += 1
@@ -242,10 +243,10 @@ class Inference:
 
     def _conclude(self, call: Call, exchange: Exchange, closing: Closing) -> None:
         """What is learned from an ending, and told of it."""
-        record = closing.record
-        self._intake.refusals.forget(exchange.charges)
+        record, intake = closing.record, self._intake
+        intake.refusals.forget(exchange.charges)
         if call.draw is not None:
-            self._intake.refusals.forget(exchange.shared)
+            intake.refusals.forget(exchange.shared)
             if record is None:
                 self._admission.put_back(call.request_id, call.draw)
             else:
@@ -253,15 +254,18 @@ class Inference:
         if not exchange.epoch:
             charged = () if record is None else closing.settlement.charged
             self._admission.ended(exchange.principal, exchange.request_id, charged)
-        self._intake.learn(call, exchange.fold.prompt)
         if record is None:
             self._claims.give_back(call, exchange.principal)
             return
-        self._count(exchange.model, record)
+        intake.learn(call, exchange.fold.prompt)
+        name = exchange.model.name
+        series = self._series.get(name)
+        if series is None:
+            series = self._series[name] = ModelSeries(self._counters, name)
+        series.count(record.outcome, record.usage, record.ttft_ms)
         if not any(record.billed.values()):
             self._unbilled.note(record.key_id, self._monotonic())
-            spent_ms = unbilled_ms(record)
-            self._counters.add("tf_unbilled_ms_total", labels_of(exchange.model.name), spent_ms)
+            self._counters.add("tf_unbilled_ms_total", labels_of(name), unbilled_ms(record))
 
     # -- choosing ------------------------------------------------------------------------------
 
@@ -287,10 +291,12 @@ class Inference:
     def _after_commit(self, call: Call, exchange: Exchange, ended: Ended) -> Exception | None:
         """The answer went out, whole or cut; only a whole answer that broke still needs an error."""
         outcome: Outcome = "ok" if ended.ending == "finished" else ended.ending
+        if call.reply.started:
+            return self._end(exchange, outcome, None, 200)
         error: Exception | None = None
-        if not call.reply.started and not call.reply.gone:
+        if not call.reply.gone:
             error = call.stopped[1] if call.stopped else UpstreamError()
-        return self._end(exchange, outcome, error, 200 if call.reply.started else 0)
+        return self._end(exchange, outcome, error)
 
     def _end_stopped(
         self, call: Call, exchange: Exchange, stopped: tuple[Stop, ContractError | None]
@@ -321,14 +327,6 @@ class Inference:
         exchange.end(outcome, status, self._unix_ms())
         return error
 
-    # -- what is learned and counted -----------------------------------------------------------
-
-    def _count(self, model: ModelDoc, record: UsageRecord) -> None:
-        series = self._series.get(model.name)
-        if series is None:
-            series = self._series[model.name] = ModelSeries(self._counters, model.name)
-        series.count(record.outcome, record.usage, record.ttft_ms)
-
 
 def _longest(exchange: Exchange, intent: Plan) -> int:
     """Tokens of the longest sequence, as far as it can be told: a cap of ours bends to the context."""
@@ -336,10 +334,10 @@ def _longest(exchange: Exchange, intent: Plan) -> int:
     return intent.prompt_estimate // exchange.prompts + cap
 
 
-def _lines(call: Call, envelope: Envelope, admitted: Admitted) -> bytes:
+def _lines(request_id: str, envelope: Envelope, admitted: Admitted) -> bytes:
     """What the head of every answer says of its request."""
     terms = admitted.terms
-    lines = id_lines(call.request_id) + rate_lines(terms.families, admitted.verdict.levels)
+    lines = id_lines(request_id) + rate_lines(terms.families, admitted.verdict.levels)
     if envelope.dropped:
         lines += b"x-tf-dropped: %b\r\n" % ", ".join(envelope.dropped).encode()
     if admitted.sold:

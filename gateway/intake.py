@@ -104,9 +104,13 @@ class Intake:
         """
         envelope = call.envelope
         assert envelope is not None
-        self._refuse_unbilled(principal)
+        wait_ms = self._unbilled.wait_ms(principal.key.id, self._monotonic())
+        if wait_ms:
+            raise self._too_many_unbilled(principal, wait_ms)
         tier = DEFAULT if envelope.tier is None else self._tier(principal, model, envelope.tier)
-        terms = self._terms(principal, model, envelope.user, tier)
+        terms = terms_of(principal, model, self._calendars, self._snapshot.platform, tier)
+        if envelope.user and terms.has_users:
+            terms = terms.for_user(identity.user_digest(self._pepper, envelope.user))
         if self._tokenizer is not None:
             envelope.text_bytes = await self._tokenizer.measure(
                 call.request.body, envelope.text_bytes
@@ -120,20 +124,16 @@ class Intake:
             await self._claims.take(call, principal, _ttl_s(model))
         try:
             try:
-                slot = self._desk.claim()
-                verdict, charges = await self._reserve(call, slot, wanted, intent, started_ms)
+                return await self._reserve(call, wanted, sold, intent, tier, started_ms)
             except _Spilled:
                 self.give_back(call)
-                wanted = terms
                 most = await self._ceiling(terms, envelope, call) if terms.spends else None
                 intent = self._plan(terms, envelope, call, most)
-                slot = self._desk.claim()
-                verdict, charges = await self._reserve(call, slot, terms, intent, started_ms)
+                return await self._reserve(call, terms, sold, intent, tier, started_ms)
         except BaseException:  # whatever it was, cancellation too: no engine saw it
             self.give_back(call)
             self._claims.give_back(call, principal)
             raise
-        return Admitted(slot, wanted, intent, verdict, charges, tier, sold is not None, started_ms)
 
     def give_back(self, call: Call) -> None:
         """What it drew from leases, once."""
@@ -143,23 +143,15 @@ class Intake:
 
     def learn(self, call: Call, prompt: int | None) -> None:
         """The engine counted so many tokens for the call's text."""
-        if prompt is not None and call.envelope is not None and call.exchange is not None:
-            self._estimators[call.exchange.model.id].learn(call.envelope.text_bytes, prompt)
+        envelope, exchange = call.envelope, call.exchange
+        if prompt is not None and envelope is not None and exchange is not None:
+            self._estimators[exchange.model.id].learn(envelope.text_bytes, prompt)
 
-    def _refuse_unbilled(self, principal: Principal) -> None:
+    def _too_many_unbilled(self, principal: Principal, wait_ms: int) -> Exception:
         """Endings that bill nothing are free work, so they are bounded too."""
-        wait_ms = self._unbilled.wait_ms(principal.key.id, self._monotonic())
-        if wait_ms:
-            name = f"key {principal.key.path}"
-            allowed = self._unbilled.per_minute
-            raise LimitExceeded(name, "unbilled endings", allowed, allowed, 1, wait_ms)
-
-    def _terms(self, principal: Principal, model: ModelDoc, user: str | None, tier: str) -> Terms:
-        """What limits this request; those of its end user where it names one."""
-        terms = terms_of(principal, model, self._calendars, self._snapshot.platform, tier)
-        if user and terms.has_users:
-            return terms.for_user(identity.user_digest(self._pepper, user))
-        return terms
+        allowed = self._unbilled.per_minute
+        name = f"key {principal.key.path}"
+        return LimitExceeded(name, "unbilled endings", allowed, allowed, 1, wait_ms)
 
     def _tier(self, principal: Principal, model: ModelDoc, asked: str | None) -> str:
         """The service tier; refused where this tenant has no price for it."""
@@ -219,12 +211,19 @@ class Intake:
         return await self._ceilings.of(terms, envelope, body, self._context_of(terms.model))
 
     async def _reserve(
-        self, call: Call, slot: Slot, terms: Terms, intent: Plan, started_ms: int
-    ) -> tuple[Verdict, tuple[Charge, ...]]:
-        """One atomic step over every limit that applies; refused = nothing held."""
-        envelope = call.envelope
+        self,
+        call: Call,
+        terms: Terms,
+        sold: Terms | None,
+        intent: Plan,
+        tier: str,
+        started_ms: int,
+    ) -> Admitted:
+        """A slot, and one atomic step over every limit that applies; refused = nothing held."""
+        envelope, request_id = call.envelope, call.request_id
         assert envelope is not None
-        principal, model = terms.principal, terms.model
+        slot = self._desk.claim()
+        principal = terms.principal
         amounts = (
             1,
             intent.prompt_estimate,
@@ -243,7 +242,7 @@ class Intake:
                 call, slot, terms, terms.shared_charges(amounts, started_ms), started_ms
             )
         slot.reserving(
-            bytes.fromhex(call.request_id),
+            bytes.fromhex(request_id),
             terms.slot_ids or _name_rows(terms),
             _CODE_OF[envelope.operation] | (RESERVED_BIT if terms.reserved else 0),
             envelope.n,
@@ -252,17 +251,17 @@ class Intake:
             intent.cap,
             started_ms,
         )
-        ttl_s = _ttl_s(model)
+        ttl_s = _ttl_s(terms.model)
         try:
-            verdict = await self._admission.reserve(principal, call.request_id, charges, ttl_s)
+            verdict = await self._admission.reserve(principal, request_id, charges, ttl_s)
         except NotAsked:
             self._desk.drop(slot)
             raise StoreAway from None
         except StoreUnavailable:
-            self._desk.give_up(slot, principal.tag, call.request_id)  # it may have been held
+            self._desk.give_up(slot, principal.tag, request_id)  # it may have been held
             raise StoreAway from None
         except BaseException:
-            self._desk.give_up(slot, principal.tag, call.request_id)
+            self._desk.give_up(slot, principal.tag, request_id)
             raise
         for index in verdict.shadowed:
             self._counters.add("tf_shadow_refusals_total", terms.labels[index])
@@ -274,7 +273,7 @@ class Intake:
             headers = rate_headers(terms.families, verdict.levels)
             raise self._refusal(terms, refused, started_ms, headers)
         slot.reserved(verdict.epoch)
-        return verdict, charges
+        return Admitted(slot, terms, intent, verdict, charges, tier, sold is not None, started_ms)
 
     async def _draw(
         self, call: Call, slot: Slot, terms: Terms, charges: tuple[Charge, ...], started_ms: int

@@ -206,6 +206,7 @@ class Snapshot:
         self.models: dict[int, ModelDoc] = {}
         self.pools: dict[int, Pool] = {}
         self.platforms: dict[int, PlatformDoc] = {}
+        self.platform = _NO_PLATFORM  # the one of them
         self.model_by_name: dict[str, ModelDoc] = {}
         self._key_by_kid: dict[str, tuple[KeyDoc, SecretDoc]] = {}
         self._principals: dict[int, Principal] = {}
@@ -224,10 +225,6 @@ class Snapshot:
         """Become ``other`` in one step: a full load that was built beside this one."""
         self.__dict__.update(other.__dict__)
         self.generation = object()
-
-    @property
-    def platform(self) -> PlatformDoc:
-        return self.platforms.get(PLATFORM_ID, _NO_PLATFORM)
 
     def find_secret(self, kid: str) -> tuple[KeyDoc, SecretDoc] | None:
         return self._key_by_kid.get(kid)
@@ -260,6 +257,7 @@ class Snapshot:
             self._key_by_kid.update((secret.kid, (doc, secret)) for secret in doc.secrets)
         if isinstance(doc, ModelDoc):
             self.model_by_name[doc.name] = doc
+        self.platform = self.platforms.get(PLATFORM_ID, _NO_PLATFORM)
         if kind in ("tenant", "project", "platform"):
             self._principals.clear()
         elif kind == "key":

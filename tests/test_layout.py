@@ -66,7 +66,6 @@ SHELLS = (
 #: Modules without a test file of their own name, and where they are proven instead.
 PROVEN_ELSEWHERE = {
     # the data plane, whole, against real engines and clients
-    "gateway.call": "flows/test_endings.py",
     "gateway.claims": "flows/test_idempotency.py",
     "gateway.dataplane": "flows/test_first_request.py flows/test_endings.py",
     "gateway.metering.lag": "gateway/metering/test_shipper.py",

@@ -114,7 +114,16 @@ class Counters:
 class ModelSeries:
     """What every request of one model adds to: its series, found once."""
 
-    __slots__ = ("_kinds", "_model", "_outcomes", "_tokens", "_ttft")
+    __slots__ = (
+        "_cached",
+        "_completion",
+        "_model",
+        "_outcomes",
+        "_prompt",
+        "_reasoning",
+        "_tokens",
+        "_ttft",
+    )
     #: As usage records name them.
     KINDS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
 
@@ -122,19 +131,21 @@ class ModelSeries:
         self._model = model
         self._outcomes = counters.counters["tf_requests_total"]
         self._tokens = counters.counters["tf_tokens_total"]
-        self._kinds = tuple([labels_of(model, kind) for kind in self.KINDS])
+        self._prompt, self._completion, self._cached, self._reasoning = [
+            labels_of(model, kind) for kind in self.KINDS
+        ]
         self._ttft = counters.histogram("tf_ttft_seconds", model)
 
     def count(self, outcome: str, usage: Mapping[str, int], ttft_ms: int) -> None:
         """One ended request. ``usage``: tokens by kind; ``ttft_ms`` below 0: no event ever came."""
         self._outcomes[labels_of(outcome, self._model)] += 1
-        total, (prompt, completion, cached, reasoning) = self._tokens, self._kinds
-        total[prompt] += usage["prompt_tokens"]
-        total[completion] += usage["completion_tokens"]
+        total = self._tokens
+        total[self._prompt] += usage["prompt_tokens"]
+        total[self._completion] += usage["completion_tokens"]
         if usage["cached_tokens"]:
-            total[cached] += usage["cached_tokens"]
+            total[self._cached] += usage["cached_tokens"]
         if usage["reasoning_tokens"]:
-            total[reasoning] += usage["reasoning_tokens"]
+            total[self._reasoning] += usage["reasoning_tokens"]
         if ttft_ms >= 0:
             self._ttft.observe(ttft_ms / 1000)
 

@@ -22,6 +22,9 @@ class Request(msgspec.Struct, frozen=True, eq=False):
     path: str
     query: str
 
+    def __repr__(self) -> str:
+        return f"<Request {self.method} {self.path}>"  # and nothing of its body and head
+
     def header(self, name: bytes) -> bytes | None:
         """The first header of a lower-case name."""
         return self.head.fields.get(name)
