@@ -16,20 +16,29 @@ from collections.abc import Callable, Iterator
 from random import Random
 
 import msgspec
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from httptools import (
+    HttpParserError,
+    HttpParserUpgrade,
+    HttpRequestParser,
+    HttpResponseParser,
+)
 
-from gateway.contract import pieces, skeleton
+from gateway.contract import everyday, pieces, skeleton
 from gateway.contract.edits import edit
 from gateway.contract.envelope import OPERATIONS, parse, scan
 from gateway.contract.errors import ContractError, InvalidBody
 from gateway.contract.pieces import Broken, check_syntax
 from gateway.contract.skeleton import check_depth
-from gateway.contract.sse import FrameSplitter, FrameTooLarge
+from gateway.contract.sse import FrameSplitter, FrameTooLarge, Kind, kind_of
+from gateway.contract.steady import Steady
+from gateway.contract.usage import UsageFold, cut, error_in, rename
 from gateway.settings import WireSettings
 from gateway.wire.chunked import ChunkedBody
 from gateway.wire.guard import read_head
 from gateway.wire.head_cache import HeadCache
+from gateway.wire.heads import chunk
 from gateway.wire.proxy_header import SIGNATURE, read_proxy
+from gateway.wire.upstream import PLAIN_HEAD
 from tests.support.hostile import LARGE, hostile
 from tests.support.malformed import cases
 
@@ -46,6 +55,18 @@ TOKENS = (
     b'"n":1', b'"model":"m"', b'"stream_options":{"include_usage":true}', b'"priority":1', b"true", b"null",
     b"data: ", b"data:", b"\n\n", b"event: x\n", b": ping\n\n", b"[DONE]", b"\xef\xbb\xbf", b"\xff", b"\xc3", "é".encode(),
 )  # fmt: skip
+
+
+STEADY_EVENT = (
+    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"up",'
+    b'"choices":[{"index":0,"delta":{"content":"tok"},"logprobs":null,"finish_reason":null}],'
+    b'"usage":{"prompt_tokens":20,"total_tokens":27,"completion_tokens":7}}\n\n'
+)
+VLLM_HEAD = (
+    b"HTTP/1.1 200 OK\r\ndate: Thu, 26 Nov 2026 10:00:00 GMT\r\nserver: uvicorn\r\n"
+    b"content-length: 9\r\ncontent-type: application/json\r\nx-request-id: a-1\r\n\r\n"
+)
+OK = 200
 
 
 class Found(Exception):
@@ -181,6 +202,97 @@ def fuzz_bodies(data: bytes, chance: Random) -> None:
         raise Found("an edit changed more than it should", data)
 
 
+def fuzz_everyday(data: bytes, chance: Random) -> None:
+    """A body that is read the short way reads and is edited alike the long way."""
+    operation = chance.choice(OPERATIONS)
+    short = everyday.read(data, operation)
+    if short is None:
+        return
+    try:
+        long = parse(data, operation)
+    except InvalidBody:
+        raise Found("the short way passes what the long way refuses", data) from None
+    made = []
+    for envelope in (short, long):
+        fields = msgspec.structs.asdict(envelope)
+        sent = edit(
+            data, envelope,
+            upstream_model="up", ask_usage="final" if envelope.stream else None,
+            inject_cap=None if envelope.cap else 7, cache_salt="salt",
+        )  # fmt: skip
+        made.append(
+            (
+                sent,
+                *[
+                    fields[name]
+                    for name in ("model", "stream", "cap", "default_cap", "n", "prompts")
+                ],
+            )
+        )
+    if made[0] != made[1]:
+        raise Found("the short way reads another request", data)
+
+
+def fuzz_steady(data: bytes, chance: Random) -> None:
+    """An event that is taken in one step is counted and edited alike the long way."""
+    cuts = chance.random() < 0.5
+    names = chance.choice((None, ("up", "public/name"), ("up", "m")))
+    counted, fold = UsageFold(1, 1), UsageFold(1, 1)
+    steady = Steady(counted, cuts_usage=cuts, names=names)
+    steady.take(chunk(STEADY_EVENT))  # what it learns from must not be believed of others
+    out = steady.take(chunk(data))
+    if out is None:
+        return
+    frames = FrameSplitter().feed(data)
+    if frames != [data] or kind_of(data) is not Kind.OBJECT or error_in(data) is not None:
+        raise Found("what is taken is not one event", data)
+    fold.look(data)
+    edited = cut(data) if cuts else data
+    if edited is not None and names:
+        edited = rename(edited, *names)
+    if edited is None or out != chunk(edited):
+        raise Found("the short way edits otherwise", data)
+    if (counted.prompt, counted.completion) != (fold.prompt, fold.completion):
+        raise Found("the short way counts otherwise", data)
+
+
+class _Answer:
+    """What llhttp makes of a response."""
+
+    def __init__(self) -> None:
+        self.body, self.whole, self.keeps = b"", False, False
+        self.headers: list[bytes] = []
+        self.parser = HttpResponseParser(self)
+
+    def on_header(self, name: bytes, _value: bytes) -> None:
+        self.headers.append(name.lower())
+
+    def on_body(self, data: bytes) -> None:
+        self.body += data
+
+    def on_message_complete(self) -> None:
+        self.whole, self.keeps = True, self.parser.should_keep_alive()
+
+
+def fuzz_answers(data: bytes, _: Random) -> None:
+    """A head that needs no parser says to llhttp what it says to us."""
+    plain = PLAIN_HEAD.match(data)
+    if plain is None:
+        return
+    size = int(plain[1] or plain[4])
+    if size > INPUT_BYTES_MAX:
+        return
+    seen = _Answer()
+    try:
+        seen.parser.feed_data(plain[0] + b"x" * size)
+    except HttpParserError:
+        raise Found("llhttp refuses what needs no parser", data) from None
+    if not seen.whole or len(seen.body) != size or seen.parser.get_status_code() != OK:
+        raise Found("llhttp sees another answer", data)
+    if not seen.keeps or {b"transfer-encoding", b"content-encoding"} & set(seen.headers):  # fmt: skip
+        raise Found("an answer closes or is coded", data)
+
+
 def fuzz_pieces(data: bytes, chance: Random) -> None:
     """Piece by piece, the verdict is that of one decode; and so is a scan in slices."""
     size = chance.choice((12, 13, 20, 64, 500))
@@ -291,6 +403,15 @@ def corpora() -> dict[str, tuple[Target, list[bytes]]]:
         b"event: e\rdata: x\r\r",
         b"\n\n\n",
     ]
+    plain = [
+        json.dumps(right | {"max_tokens": 5}).encode(),
+        b'{"model":"m","prompt":"a \\"b\\" [{","stream":true}',
+    ]
+    plain += [
+        b'{"model":"m","messages":[{"role":"user","content":"hi \\u00e9"}],"max_tokens":5}'
+    ] * 4
+    answers = [VLLM_HEAD, VLLM_HEAD.replace(b"\r\nserver: uvicorn", b"\r\nconnection: keep-alive")]
+    answers += [VLLM_HEAD.replace(b"content-length: 9\r\n", b"").replace(b"\r\n\r\n", b"\r\ncontent-length: 9\r\n\r\n")]  # fmt: skip
     return {
         "heads": (fuzz_heads, requests),
         "chunks": (fuzz_chunks, chunked),
@@ -299,6 +420,9 @@ def corpora() -> dict[str, tuple[Target, list[bytes]]]:
         "pieces": (fuzz_pieces, bodies),
         "spans": (fuzz_spans, bodies),
         "events": (fuzz_events, events),
+        "everyday": (fuzz_everyday, plain),
+        "steady": (fuzz_steady, [STEADY_EVENT, STEADY_EVENT.replace(b"tok", b'a \\"up\\" b')]),
+        "answers": (fuzz_answers, answers),
     }
 
 
