@@ -106,10 +106,10 @@ class Admission:
         Raises ``StoreUnavailable`` where a limit may not be shared (``NotAsked``: and the store holds
         nothing of it), and ``StoreAway``.
         """
-        tag = principal.tag
-        if self._outages.away(tag):
+        tag, outages = principal.tag, self._outages
+        if outages.parts and outages.away(tag):
             try:
-                return self._outages.admit(tag, request_id, charges, principal.credits)
+                return outages.admit(tag, request_id, charges, principal.credits)
             except StoreUnavailable as closed:
                 raise NotAsked(str(closed)) from None
         try:
@@ -119,9 +119,9 @@ class Admission:
             ):
                 verdict = await self._store.reserve(tag, request_id, charges, ttl_s)
         except StoreUnavailable:
-            self._outages.lose(tag)
-            return self._outages.admit(tag, request_id, charges, principal.credits)
-        credit = self._outages.credit
+            outages.lose(tag)
+            return outages.admit(tag, request_id, charges, principal.credits)
+        credit = outages.credit
         if credit.spent and verdict.admitted and money_of(charges):
             credit.renew(principal.credits)
         return verdict

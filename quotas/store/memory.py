@@ -118,14 +118,16 @@ class MemoryStore:
             plan, now_ms = known.plan, self._now_ms()
             assert plan is not None
             same = list(map(_limit_of, charged)) == plan.limits
+            ended: Ended | None = None
             if same and plan.plain and known.state is _HELD:
                 settle_plain(plan, known.charges, charged, now_ms)
+                ended = known.verdict
             else:
                 actual = [charge.amount for charge in charged]
                 if not same:
                     actual = true_amounts(plan.limits, known.amounts(), charged)
                 moves.move(known, actual, now_ms)
-            self._end(kept, reservation_id, _ended(known, _SETTLED))
+            self._end(kept, reservation_id, ended or _ended(known, _SETTLED))
         if done is not None:
             done()
 
@@ -347,9 +349,9 @@ class MemoryStore:
 
     def _end(self, kept: Tag, reservation_id: str, ended: Ended) -> None:
         """Remember an ended reservation among the newest; forget the oldest beyond the ring."""
-        kept.ended[reservation_id] = ended
-        ring = self._ended
-        ring.append((kept.ended, reservation_id))
+        of_tag, ring = kept.ended, self._ended
+        of_tag[reservation_id] = ended
+        ring.append((of_tag, reservation_id))
         if len(ring) > ENDED_KEPT:
             old, old_id = ring.popleft()
             old.pop(old_id, None)

@@ -21,6 +21,7 @@ def take_plain(plan: Plan, charges: Sequence[Charge], now_ms: int) -> tuple[Leve
 
     None as well where a limit is not the one its cell has now, which proves the plan right else.
     """
+    level, ticks, almost_one = Level, TICKS, _ALMOST_ONE  # a local is found sooner
     levels = [_NONE] * len(charges)
     untouched: list[Rate] | None = None
     refusing: Rate | Slots
@@ -29,11 +30,11 @@ def take_plain(plan: Plan, charges: Sequence[Charge], now_ms: int) -> tuple[Leve
         if charge.limit is not rate.limit:
             refusing = rate
             break
-        missing = rate.missing
+        missing, per_minute = rate.missing, rate.per_minute
         if missing:
             elapsed = now_ms - rate.at_ms
             if elapsed > 0:
-                missing -= elapsed * rate.per_minute
+                missing -= elapsed * per_minute
                 if missing < 0:  # noqa: PLR1730  a call costs more
                     missing = 0
             elif elapsed:
@@ -42,7 +43,7 @@ def take_plain(plan: Plan, charges: Sequence[Charge], now_ms: int) -> tuple[Leve
             untouched = [*(untouched or ()), rate]
         amount = charge.amount
         if amount > 0:
-            missing += amount * TICKS
+            missing += amount * ticks
             if missing > rate.full:
                 refusing = rate
                 break
@@ -52,24 +53,23 @@ def take_plain(plan: Plan, charges: Sequence[Charge], now_ms: int) -> tuple[Leve
             refusing = rate
             break
         if missing:
-            per_minute = rate.per_minute
-            levels[index] = Level(
-                rate.capacity - (missing + _ALMOST_ONE) // TICKS,
+            levels[index] = level(
+                rate.capacity - (missing + almost_one) // ticks,
                 (missing + per_minute - 1) // per_minute if per_minute else 0,
             )
         else:
-            levels[index] = Level(rate.capacity, 0)
+            levels[index] = level(rate.capacity, 0)
     else:
         for index, slots in plan.slots:
-            charge = charges[index]
-            limit, amount = charge.limit, charge.amount
+            charge, limit = charges[index], slots.limit
+            amount = charge.amount
             held = slots.held + amount
             left = limit.capacity - held
-            if limit is not slots.limit or (left < 0 and amount) or amount < 0:
+            if charge.limit is not limit or (left < 0 and amount) or amount < 0:
                 refusing = slots
                 break
             slots.held = held
-            levels[index] = Level(left, 0)
+            levels[index] = level(left, 0)
         else:
             return tuple(levels)
     _give_back(plan, charges, refusing)
@@ -95,17 +95,16 @@ def settle_plain(
 ) -> None:
     """True amounts in place of the reserved ones, of a list that was taken whole and still holds."""
     for index, rate in plan.rates:
-        held, used = reserved[index].amount, charged[index].amount
-        if held != used:
-            missing = rate.missing
+        more = charged[index].amount - reserved[index].amount
+        if more < 0:
             elapsed = now_ms - rate.at_ms
+            missing = rate.missing + more * TICKS
             if elapsed > 0:
                 missing -= elapsed * rate.per_minute
-                if missing < 0:  # noqa: PLR1730  a call costs more
-                    missing = 0
-            missing += (used - held) * TICKS
             rate.missing = missing if missing > 0 else 0  # noqa: FURB136  a call costs more
             rate.at_ms = now_ms
+        elif more:
+            rate.add(-more, now_ms)
     for index, slots in plan.slots:
         held = slots.held - reserved[index].amount
         slots.held = held if held > 0 else 0  # noqa: FURB136

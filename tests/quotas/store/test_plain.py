@@ -1,9 +1,13 @@
 """Plain lists in one loop each: as the general way would, or nothing at all."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from quotas.buckets import UNTOUCHED_MS
 from quotas.limits import Charge, Level
+from quotas.store import cells
+from quotas.store.cells import Rate
 from quotas.store.plain import settle_plain, take_plain
 from quotas.store.plans import Tag
 from tests.support.limits import bucket, slots
@@ -74,3 +78,46 @@ def test_debt_is_shown_and_refuses(plan):
 
     assert take_plain(plan, charges(0, 0, 0), 5)[0] == Level(-500, 1500)
     assert take_plain(plan, charges(1, 0, 0), 5) is None
+
+
+#: Which step, at which turn of the clock, of how much, and what it came to.
+STEPS = st.lists(
+    st.tuples(
+        st.integers(-3, 900),
+        st.tuples(st.integers(0, 300), st.integers(0, 2), st.integers(0, 40)),
+        st.tuples(st.integers(0, 600), st.just(0), st.integers(0, 80)),
+    ),
+    max_size=12,
+)
+
+
+@given(STEPS)
+def test_levels_are_those_of_the_cells_own_methods_cell_by_cell(steps):
+    plan = Tag().plan(charges(0, 0, 0))
+    others = Tag().plan(charges(0, 0, 0)).cells
+    now_ms = 10
+    for turn_ms, asked, came_to in steps:
+        now_ms += turn_ms
+        reserved, charged = charges(*asked), charges(*came_to)
+        looks = [cells.look(*row, now_ms) for row in zip(others, reserved, strict=True)]
+        levels = take_plain(plan, reserved, now_ms)
+
+        assert (levels is not None) == all(wait == 0 for _, wait, _ in looks)
+        if levels is None:
+            continue
+        for row in zip(others, reserved, strict=True):
+            cells.take(*row, now_ms)
+        shown = [cells.look(*row, now_ms)[0] for row in zip(others, reserved, strict=True)]
+        assert list(levels) == shown
+        now_ms += abs(turn_ms) // 2
+        settle_plain(plan, reserved, charged, now_ms)
+        for cell, was, used in zip(others, reserved, charged, strict=True):
+            if not isinstance(cell, Rate):
+                cell.held -= was.amount
+            elif was.amount != used.amount:
+                cell.add(was.amount - used.amount, now_ms)
+        assert [_state(cell, now_ms) for cell in plan.cells] == [_state(c, now_ms) for c in others]
+
+
+def _state(cell, now_ms):
+    return cell.lacking(now_ms) if isinstance(cell, Rate) else cell.held

@@ -40,6 +40,14 @@ def test_only_enforced_buckets_and_holds_are_plain():
     assert tag.known_plan([]) is None
 
 
+def test_plain_plan_is_forgotten_where_a_list_like_it_is_plain_no_more():
+    tag, tenant, key = Tag(), bucket("t1"), bucket("k1")
+    tag.plan(listed(tenant, bucket("p1"), key))
+    tag.plan(listed(tenant, quota("p1"), key))
+
+    assert tag.known_plan(listed(tenant, quota("p1"), key)) is None
+
+
 def test_level_named_twice_is_refused():
     with pytest.raises(ReservationRefused):
         Tag().plan(listed(bucket("t1"), bucket("t1")))
