@@ -24,6 +24,8 @@ FULL_WITHIN_S = 180.0
 WEATHER_S = (0.5, 0.25)
 #: A fault is over when an answer has come whole again.
 SERVES_WITHIN_S = 40.0
+#: A process is killed amidst so many requests that engines work on, where they come within seconds.
+AMIDST, AMIDST_WITHIN_S = 4, 3.0
 
 
 class Trouble:
@@ -99,7 +101,18 @@ class Trouble:
 
     # -- kills -------------------------------------------------------------------------------
 
+    async def _amidst(self) -> None:
+        """Until engines are at work on several requests: a kill then leaves some that nobody ended."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(AMIDST_WITHIN_S):
+                while self._engines_run() < AMIDST:  # noqa: ASYNC110 -- they tell nobody
+                    await asyncio.sleep(0.002)
+
+    def _engines_run(self) -> int:
+        return sum(engine.running for engine in self._site.engines)
+
     async def _data_kill(self) -> None:
+        await self._amidst()
         await self._site.kill(self._chance.choice(self._site.pids(DATA)))
 
     async def _control_kill(self) -> None:
@@ -113,6 +126,7 @@ class Trouble:
     async def _tree_kill(self) -> None:
         """And a command, killed as well, that would have recovered what the tree left."""
         place = self._site
+        await self._amidst()
         await place.kill(place.gateway.pid, *place.pids(DATA), *place.pids(CONTROL))
         await place.gone()
         await place.command_killed(self._chance.uniform(0.3, 1.5))
