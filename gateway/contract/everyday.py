@@ -3,12 +3,14 @@
 ``read`` knows such a body for certain or says None, and then ``envelope.parse`` reads it the long way,
 which is also the one that words every error. What makes it certain: the text (messages or prompt) is
 one value and lies where its key was found; in all around it no key is written with an escape, and of
-the guarded keys each stands exactly once, so that the one found is the one at the top level. Tests hold
-both ways against each other.
+the guarded keys each stands exactly once, so that the one found is the one at the top level. An
+application says the same around its texts again and again: that is read once. Tests hold both ways
+against each other.
 """
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Annotated, Any, NamedTuple, TypedDict
 
 import msgspec
@@ -25,49 +27,76 @@ _FEW_MEMBERS_BYTES = 5 * MEMBERS_MAX
 _Cap = Annotated[int, msgspec.Meta(ge=0, le=CAP_MAX)]
 
 
-class _Chat(TypedDict, total=False):
-    model: str
+class _Messages(TypedDict, total=False):
     messages: msgspec.Raw
+
+
+class _Chat(_Messages, total=False):
+    model: str
     stream: bool
     max_tokens: _Cap
     max_completion_tokens: _Cap
 
 
-class _Completion(TypedDict, total=False):
-    model: str
+class _Prompt(TypedDict, total=False):
     prompt: msgspec.Raw
+
+
+class _Completion(_Prompt, total=False):
+    model: str
     stream: bool
     max_tokens: _Cap
 
 
 class _Way(NamedTuple):
-    """``decode`` reads all that an everyday body of the operation may have of what is guarded; with any
-    other field of it, it goes the long way. ``key``: of its text, ``begins``: where that is.
+    """``key``: of its text, ``find`` decodes that alone, ``begins`` where it is, ``empty`` the shortest.
+    ``decode`` reads all that an everyday body of the operation may have of what is guarded; with any
+    other field of it, it goes the long way.
     """
 
-    decode: Callable[[bytes], dict[str, Any]]
     key: str
+    find: Callable[[bytes], dict[str, msgspec.Raw]]
     begins: re.Pattern[bytes]
-    default_cap: int | None
+    empty: bytes
+    decode: Callable[[bytes], dict[str, Any]]
 
 
 _WAYS: dict[Operation, _Way] = {
     "chat": _Way(
-        msgspec.json.Decoder(_Chat).decode,  # type: ignore[arg-type]  # a dict at run time
         "messages",
+        msgspec.json.Decoder(_Messages).decode,  # type: ignore[arg-type]  # a dict at run time
         re.compile(rb'"messages"[ \t\r\n]*+:[ \t\r\n]*+(?=\[)'),
-        DEFAULT_CAPS["chat"],
+        b"[]",
+        msgspec.json.Decoder(_Chat).decode,  # type: ignore[arg-type]  # as above
     ),
     "completions": _Way(
-        msgspec.json.Decoder(_Completion).decode,  # type: ignore[arg-type]  # as above
         "prompt",
+        msgspec.json.Decoder(_Prompt).decode,  # type: ignore[arg-type]  # as above
         re.compile(rb'"prompt"[ \t\r\n]*+:[ \t\r\n]*+(?=")'),
-        DEFAULT_CAPS["completions"],
+        b'""',
+        msgspec.json.Decoder(_Completion).decode,  # type: ignore[arg-type]  # as above
     ),
 }
 _KEYS = re.compile(rb'"(?:%b)"[ \t\r\n]*+:' % b"|".join(sorted(key.encode() for key in GUARDED)))
 #: So many bytes are surely no more characters.
 _MODEL = re.compile(rb'"model"[ \t\r\n]*+:[ \t\r\n]*+("[^"\\]{1,%d}+")' % MODEL_CHARS_MAX)
+
+
+#: What is said around so many texts is kept, where it is no longer than so many bytes.
+_KEPT_MAX, _KEPT_BYTES_MAX = 1024, 1024
+
+
+class _Said(NamedTuple):
+    """What is said around a text. ``first``: where the first member begins; ``start`` and ``end``: of
+    the model's value, as if there were no text.
+    """
+
+    model: str
+    stream: bool
+    cap: int | None
+    first: int
+    start: int
+    end: int
 
 
 def read(body: bytes, operation: Operation) -> Envelope | None:
@@ -78,35 +107,47 @@ def read(body: bytes, operation: Operation) -> Envelope | None:
     if len(body) - len(body.replace(b"[", b"").replace(b"{", b"")) > DEPTH_MAX:
         return None
     try:
-        decode, key, begins, default_cap = _WAYS[operation]
+        way = _WAYS[operation]
         if not body.isascii():
             body.decode()
-        fields = decode(body)
-        text = fields[key]
+        text = way.find(body)[way.key]
     except (KeyError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    found = begins.search(body)
+    found = way.begins.search(body)
     if found is None:
         return None
-    start = found.end()
-    if not body.startswith(text, start):
+    at = found.end()
+    if not body.startswith(text, at):
         return None
-    end = start + len(text)
-    around = body[:start] + body[end:]
+    around = body[:at] + body[at + len(text) :]
+    said = (_kept if len(around) <= _KEPT_BYTES_MAX else _around)(operation, around, at)
+    if said is None:
+        return None
+    model, stream, cap, first, start, end = said
+    if start > at:
+        start, end = start + len(text), end + len(text)
+    return Envelope(
+        operation, model, stream, cap, DEFAULT_CAPS[operation], len(body), (first, start, end)
+    )
+
+
+def _around(operation: Operation, around: bytes, at: int) -> _Said | None:
+    """What is said around a text that was cut out ``at`` some place; None where it may be another."""
+    way = _WAYS[operation]
+    try:
+        fields = way.decode(way.empty.join((around[:at], around[at:])))
+    except msgspec.DecodeError:
+        return None
     if around.find(b"\\u") >= 0 or len(_KEYS.findall(around)) != len(fields):
         return None
     if len(around) > _FEW_MEMBERS_BYTES and around.count(b":") > MEMBERS_MAX:
         return None
-    named = _MODEL.search(body, 0, start) or _MODEL.search(body, end)
+    named = _MODEL.search(around)
     if named is None:
         return None
-    model_start, model_end = named.span(1)
-    return Envelope(
-        operation,
-        fields["model"],
-        fields.get("stream", False),
-        fields.get("max_completion_tokens", fields.get("max_tokens")),
-        default_cap,
-        len(body),
-        (body.find(b'"'), model_start, model_end),
-    )
+    cap = fields.get("max_completion_tokens", fields.get("max_tokens"))
+    first = around.find(b'"')
+    return _Said(fields["model"], fields.get("stream", False), cap, first, *named.span(1))
+
+
+_kept = lru_cache(maxsize=_KEPT_MAX)(_around)

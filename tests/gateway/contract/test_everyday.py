@@ -81,6 +81,24 @@ def test_what_is_read_the_short_way_is_what_the_long_way_reads(body, operation):
     assert told(short, body) == told(long, body)
 
 
+@pytest.mark.parametrize("text", [b"[]", b'[{"role":"user","content":"x"}]', b'[["\\u00e9"],{}]'])
+@pytest.mark.parametrize(
+    "around",
+    [
+        b' { "model" : "m\xc3\xb6", "messages": %b ,"stream":true}',
+        b'{"messages":%b,"max_tokens":7,"model":"m"}',
+        b'{"messages":%b,"seed":[1,2],"model":"m","x":"' + b"x" * 2_000 + b'"}',
+    ],
+)
+def test_what_was_said_around_another_text_is_read_alike(around, text):
+    for each in (b"[1]", text):  # the first is read anew, the second known
+        short, long = read(around % each, "chat"), parse(around % each, "chat")
+
+        assert told(short, around % each) == told(long, around % each)
+        how = {"upstream_model": "up", "ask_usage": None, "inject_cap": None, "cache_salt": "s"}
+        assert edit(around % each, short, **how) == edit(around % each, long, **how)
+
+
 @pytest.mark.parametrize(
     ("body", "operation"),
     [
