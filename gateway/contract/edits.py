@@ -41,10 +41,16 @@ def edit(
     ``ask_usage``: counts a stream is to carry. ``inject_cap``: ``max_tokens`` where the caller gave
     none. ``cache_salt``: ours, in place of any of the caller's.
     """
-    if envelope.marks is not None:
-        return _edit_everyday(
-            body, envelope, envelope.marks, upstream_model, ask_usage, inject_cap, cache_salt
-        )
+    if (
+        envelope.marks is not None
+    ):  # it has none of the fields that are changed, but the model's name
+        first, start, end = envelope.marks
+        asked = ask_usage if envelope.stream else None
+        put = _put_first(asked, inject_cap, cache_salt)
+        if envelope.model == upstream_model:
+            return body[:first] + put + body[first:] if put else body
+        quoted = _quoted(upstream_model)
+        return b"".join((body[:first], put, body[first:start], quoted, body[end:]))
     edits: list[Edit] = []
     added: list[bytes] = []
     cut = envelope.dropped
@@ -68,33 +74,17 @@ def edit(
     return _apply(body, edits) if edits else body
 
 
-def _edit_everyday(
-    body: bytes,
-    envelope: Envelope,
-    marks: tuple[int, int, int],
-    upstream_model: str,
-    ask_usage: Literal["continuous", "final"] | None,
-    inject_cap: int | None,
-    cache_salt: str | None,
-) -> bytes:
-    """The same edits of a body that has none of the fields that are changed, but the model's name."""
-    first, start, end = marks
-    added = b""
-    if ask_usage is not None and envelope.stream:
-        added = _ASKED[ask_usage]
-    if inject_cap is not None:
-        added += b'"max_tokens":%d,' % inject_cap
-    if cache_salt is not None:
-        added += _salted(cache_salt)
-    if envelope.model == upstream_model:
-        return body[:first] + added + body[first:] if added else body
-    return b"".join((body[:first], added, body[first:start], _quoted(upstream_model), body[end:]))
-
-
 @lru_cache(maxsize=4096)
-def _salted(cache_salt: str) -> bytes:
-    """Of a tenant: the same again and again."""
-    return b'"cache_salt":' + _quoted(cache_salt) + b","
+def _put_first(
+    ask_usage: Literal["continuous", "final"] | None, inject_cap: int | None, cache_salt: str | None
+) -> bytes:
+    """The members to put before all others of a body that has none of them; the same again and again."""
+    put = b"" if ask_usage is None else _ASKED[ask_usage]
+    if inject_cap is not None:
+        put += b'"max_tokens":%d,' % inject_cap
+    if cache_salt is not None:
+        put += b'"cache_salt":' + _quoted(cache_salt) + b","
+    return put
 
 
 @lru_cache(maxsize=4096)
