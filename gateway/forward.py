@@ -72,8 +72,7 @@ class Forwarder:
         endpoint: Endpoint,
         plan: Plan,
         lines: bytes,
-        *,
-        fresh: bool = False,
+        fresh: bool = False,  # noqa: FBT001, FBT002 -- by place: each name is a search
     ) -> Failed | Ended:
         """``Failed``: nothing of an answer went out, and the exchange awaits another attempt.
         ``Ended``: the answer went out, whole or cut; the exchange is committed.
@@ -107,12 +106,10 @@ class Forwarder:
             body = edit(
                 call.request.body,
                 envelope,
-                upstream_model=model.upstream,
-                ask_usage=mode if mode in ASKABLE else None,
-                inject_cap=plan.inject_cap,
-                cache_salt=self._salt(exchange.principal.tenant.id)
-                if endpoint.dialect == "vllm"
-                else None,
+                model.upstream,
+                mode if mode in ASKABLE else None,
+                plan.inject_cap,
+                self._salt(exchange.principal.tenant.id) if endpoint.dialect == "vllm" else None,
             )
             if len(body) > TURN_BYTES:
                 await asyncio.sleep(0)  # the copy was this turn's work
@@ -128,21 +125,21 @@ class Forwarder:
             )
             now_ms, wheel = self._unix_ms(), self._wheel
             # Running counts make a transcript needless.
-            number = exchange.dispatch(endpoint, now_ms, transcribe=mode != "continuous")
+            number = exchange.dispatch(endpoint, now_ms, mode != "continuous")
             slot.dispatched(number, endpoint.id, now_ms)
             progress = _Progress(exchange, slot, number, self._monotonic, self._gaps, wheel)
             kept: UsageKept = "none"
             if envelope.include_usage:
                 kept = "all" if envelope.continuous_usage else "final"
             relay = call.relay = Relay(
-                reply=call.reply,
-                fold=exchange.fold,
-                stream=stream,
-                usage_kept=kept,
-                names=(model.upstream, model.name) if model.upstream != model.name else None,
-                lines=lines,
-                listener=progress,
-                release=pool.give_back,
+                call.reply,
+                exchange.fold,
+                stream,
+                kept,
+                (model.upstream, model.name) if model.upstream != model.name else None,
+                lines,
+                progress,
+                pool.give_back,
             )
             if exchange.principal.project.usage_cost or call.request.header(USAGE_COST) in ASKED:
                 relay.cost_of = exchange.cost_told

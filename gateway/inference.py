@@ -182,9 +182,7 @@ class Inference:
                 if last is not None:
                     return self._give_up(call, exchange, last)
                 return self._end(exchange, "engine_error", NoCapacity(nobody.retry_after_s))
-            outcome = await self._forwarder.attempt(
-                call, slot, endpoint, intent, lines, fresh=fresh
-            )
+            outcome = await self._forwarder.attempt(call, slot, endpoint, intent, lines, fresh)
             if isinstance(outcome, Ended):
                 self._health.judge(exchange, endpoint, outcome)
                 return self._after_commit(call, exchange, outcome)

@@ -7,7 +7,7 @@ counts are billed when a request ends badly (``quotas.settlement``), what a cont
 total (``quotas.charging``), rows (``gateway.store.catalog``).
 """
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from functools import lru_cache
 from zoneinfo import ZoneInfo
@@ -97,19 +97,24 @@ class Ceiling(msgspec.Struct, frozen=True, array_like=True):
         return divide_up(tokens, MILLION) + self.request + self.slack
 
 
-#: What most prices name, in this order.
-_USUAL = (INPUT, OUTPUT)
+#: Most prices name input and output alone.
+_USUAL_METERS = 2
 
 
 def billed_meters(
-    usage: TokenUsage, meters: Container[str], operation: str = "chat"
+    usage: TokenUsage, meters: Collection[str], operation: str = "chat"
 ) -> dict[str, int]:
     """Units by meter. A price without ``cached_input`` counts cached tokens as input.
 
     >>> billed_meters(TokenUsage(prompt=10, cached=4, completion=2), ("input", "output"))
     {'input': 10, 'output': 2}
     """
-    if meters == _USUAL and operation == "chat":
+    if (
+        len(meters) == _USUAL_METERS
+        and operation == "chat"
+        and INPUT in meters
+        and OUTPUT in meters
+    ):
         return {INPUT: usage.prompt, OUTPUT: usage.completion}
     return units_of(usage.meters(), meters, operation)
 

@@ -30,7 +30,6 @@ _ASKED = {how: b'"stream_options":%b,' % _whole(wanted) for how, wanted in WANTE
 def edit(
     body: bytes,
     envelope: Envelope,
-    *,
     upstream_model: str,
     ask_usage: Literal["continuous", "final"] | None,
     inject_cap: int | None,

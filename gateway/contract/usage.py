@@ -323,10 +323,10 @@ def rename(frame: bytes, upstream_model: str, public_model: str) -> bytes:
 
     ``upstream_model``, the usual one, is found by a plain search.
     """
-    old, new, old_bytes = _model_pairs(upstream_model, public_model)
-    at = frame.find(old)
-    if at >= 0:
-        return frame[:at] + new + frame[at + old_bytes :]
+    old, new = model_pair(upstream_model), model_pair(public_model)
+    made = frame.replace(old, new, 1)
+    if made is not frame:  # CPython gives the object itself where nothing was found
+        return made
     found = MODEL.search(frame)
     if found is None:
         return frame
@@ -410,13 +410,6 @@ def fold_unary(fold: UsageFold, body: bytes) -> bool:
 def model_pair(name: str) -> bytes:
     """``"model":"name"`` as engines and we write it."""
     return b'"model":' + msgspec.json.encode(name)
-
-
-@lru_cache(maxsize=4096)
-def _model_pairs(upstream_model: str, public_model: str) -> tuple[bytes, bytes, int]:
-    """Both of them, and the bytes of the first."""
-    old = model_pair(upstream_model)
-    return old, model_pair(public_model), len(old)
 
 
 def _last_usage_key(frame: bytes) -> "re.Match[bytes] | None":

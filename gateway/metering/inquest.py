@@ -5,7 +5,7 @@ back that was not proven unused. Not here: which slots are looked at, and what i
 (``recovery``).
 """
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection
 
 import msgspec
 
@@ -35,7 +35,7 @@ class RecoveryContext(msgspec.Struct, frozen=True):
 
     charges_of: Callable[[int, int, Amounts, int, bool], tuple[Charge, ...]]
     endpoint_name: Callable[[int], str]
-    meters_of: Callable[[int, int], Container[str]]
+    meters_of: Callable[[int, int], Collection[str]]
     price_of: Callable[[int, int], Price | None]
 
 
@@ -76,7 +76,7 @@ def context_from(snapshot: Snapshot) -> RecoveryContext:
             known += [tenant.prices.get(model_id), *tenant.tiers.get(model_id, {}).values()]
         return next((each for each in known if each is not None and each.id == price_id), None)
 
-    def meters_of(model_id: int, price_id: int) -> Container[str]:
+    def meters_of(model_id: int, price_id: int) -> Collection[str]:
         price = price_of(model_id, price_id)
         if price is None:
             return METERS if price_id else ()

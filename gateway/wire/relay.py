@@ -138,10 +138,9 @@ class Relay:
 
     def __init__(
         self,
-        *,
         reply: Reply,
         fold: UsageFold,
-        stream: bool,
+        stream: bool,  # noqa: FBT001 -- by place: each name is a search
         usage_kept: UsageKept,
         names: tuple[str, str] | None,
         lines: bytes,

@@ -2,6 +2,8 @@
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.contract.usage import fold_unary
 from gateway.exchange import TABLE, Event, Exchange, IllegalMove, State
@@ -156,6 +158,18 @@ def test_whole_answer_leaves_every_field_of_its_record_in_its_place():
         "charged": closing.settlement.charged,
     }
     assert charged(closing) == [1, 21, 0]
+
+
+@given(st.floats(-1, 1e6), st.floats(-1, 1e6))
+def test_times_are_to_the_nearest_millisecond_and_never_below_zero(first_s, total_s):
+    made = exchange()
+    made.dispatch(ENDPOINT, 1_100)
+    made.commit(10.0 + first_s)
+    made.end("ok", 200, 2_000)
+    record = made.closing(10.0 + total_s).record
+
+    assert record.ttft_ms == pytest.approx(max(0.0, first_s * 1000), abs=0.51)
+    assert record.total_ms == pytest.approx(max(0.0, total_s * 1000), abs=0.51)
 
 
 def test_first_ending_stands():

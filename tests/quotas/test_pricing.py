@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quotas.meters import CACHED_INPUT, INPUT, OUTPUT, REASONING, REQUESTS, units_of
 from quotas.money import MILLION, parse_price
 from quotas.pricing import (
     METERS,
@@ -55,6 +56,16 @@ def test_cached_tokens_count_as_input_where_it_does_not():
     usage = TokenUsage(prompt=100, cached=30, completion=7)
 
     assert billed_meters(usage, ("input", "output")) == {"input": 100, "output": 7}
+
+
+@given(
+    st.builds(TokenUsage, *[st.integers(0, 9)] * 4),
+    st.sets(st.sampled_from((INPUT, CACHED_INPUT, OUTPUT, REASONING, REQUESTS)), max_size=3),
+    st.sampled_from(("chat", "completions", "embeddings")),
+)
+def test_the_short_way_of_usual_prices_bills_what_every_price_does(usage, meters, operation):
+    nano = dict.fromkeys(meters, 1)
+    assert billed_meters(usage, nano, operation) == units_of(usage.meters(), meters, operation)
 
 
 def test_zero_is_billed_as_a_line_of_zero():
