@@ -290,7 +290,8 @@ class Inference:
         """The answer went out, whole or cut; only a whole answer that broke still needs an error."""
         outcome: Outcome = "ok" if ended.ending == "finished" else ended.ending
         if call.reply.started:
-            return self._end(exchange, outcome, None, 200)
+            exchange.end(outcome, 200, self._unix_ms())
+            return None
         error: Exception | None = None
         if not call.reply.gone:
             error = call.stopped[1] if call.stopped else UpstreamError()
