@@ -66,7 +66,8 @@ class Pool:
         if not upstream.reusable or self._closed:
             upstream.abort()
             return
-        upstream.resume()
+        if upstream.paused:
+            upstream.resume()
         upstream.idle_since_s = self._loop.time()
         self._idle.append(upstream)
         if self._sweep is None:

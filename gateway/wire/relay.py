@@ -466,8 +466,9 @@ class Relay:
         if not self.outcome.done():
             self.outcome.set_result(outcome)
         self._reply.on_pause = self._reply.on_resume = None
-        if self._upstream is not None:
-            self._upstream.resume()  # the end of the response is still to be read
+        upstream = self._upstream
+        if upstream is not None and upstream.paused:
+            upstream.resume()  # the end of the response is still to be read
 
     def _hand_back(self) -> None:
         upstream, self._upstream = self._upstream, None

@@ -78,7 +78,7 @@ class Taker(Receiver, Protocol):
 
 
 class Upstream(asyncio.Protocol):
-    """``reusable`` once a response ended cleanly. ``idle_since_s`` is the pool's."""
+    """``reusable`` once a response ended cleanly. ``paused``: it is not read from. ``idle_since_s`` is the pool's."""
 
     __slots__ = (
         "_any_byte",
@@ -95,13 +95,13 @@ class Upstream(asyncio.Protocol):
         "_headers",
         "_keep",
         "_parser",
-        "_paused",
         "_poll",
         "_receiver",
         "_refused",
         "_taker",
         "alive",
         "idle_since_s",
+        "paused",
         "served",
         "transport",
     )
@@ -114,7 +114,7 @@ class Upstream(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._parser: HttpResponseParser | None = None
         self._any_byte = False
-        self._paused = False
+        self.paused = False
         self._head_done = False
         self._headers: list[tuple[bytes, bytes]] = []
         self._framed = False  # the head says where the body ends
@@ -162,12 +162,12 @@ class Upstream(asyncio.Protocol):
 
     def pause(self) -> None:
         if self.alive and not self.transport.is_closing():
-            self._paused = True
+            self.paused = True
             self.transport.pause_reading()
 
     def resume(self) -> None:
-        if self._paused and self.alive and not self.transport.is_closing():
-            self._paused = False
+        if self.paused and self.alive and not self.transport.is_closing():
+            self.paused = False
             self.transport.resume_reading()
 
     def abort(self) -> None:
