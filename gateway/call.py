@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 from gateway.contract.envelope import Envelope
-from gateway.contract.errors import ContractError
+from gateway.contract.errors import ContractError, Overdue
 from gateway.exchange import Exchange
 from gateway.telemetry.tracing import TraceContext
 from gateway.wire.relay import Relay
@@ -39,6 +39,10 @@ class Call(msgspec.Struct, eq=False):
     def leave(self) -> None:
         """Its client has left."""
         self.stop("client_abort")
+
+    def expire(self) -> None:
+        """Its time is up."""
+        self.stop("timeout", Overdue())
 
     def stop(self, ending: Stop, error: ContractError | None = None) -> None:
         """End it wherever it stands. A client that has left needs no error."""

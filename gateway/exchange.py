@@ -10,6 +10,7 @@ times are arguments. Not here: sockets (``wire.relay``), the order of steps (``i
        +--------------------------------end---------------------------+
 """
 
+from collections.abc import Callable
 from enum import StrEnum  # hashed by C, not by Python
 
 import msgspec
@@ -65,6 +66,11 @@ _ON: dict[Event, dict[State, State]] = {
 _ADMITTED, _COMMITTED, _ENDED = State.ADMITTED, State.COMMITTED, State.ENDED
 _FAIL_ATTEMPT = Event.FAIL_ATTEMPT
 _ON_DISPATCH, _ON_COMMIT, _ON_END = _ON[Event.DISPATCH], _ON[Event.COMMIT], _ON[Event.END]
+
+
+def _no_cost() -> int:
+    """Where no limit is of money, so that nothing asks."""
+    return 0
 
 
 class IllegalMove(Exception):
@@ -324,7 +330,12 @@ class Exchange:
             usage = TokenUsage(self.fold.prompt, 0, self.fold.completion or 0)
         elif self.engine_answered or not self.reached_engine:
             usage = TokenUsage()
-        return true_charges(reserved, usage, lambda: self._cost_micro(settled.usage), layout)
+        spends = layout is None or layout.spends
+        cost_micro = self._cost_of(settled.usage) if spends else _no_cost
+        return true_charges(reserved, usage, cost_micro, layout)
+
+    def _cost_of(self, usage: TokenUsage) -> Callable[[], int]:
+        return lambda: self._cost_micro(usage)
 
     def _cost_micro(self, usage: TokenUsage) -> int:
         """What is billed, in micro-units rounded up."""

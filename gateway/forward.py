@@ -7,13 +7,12 @@ Everything that happens before the engine's first event may be tried elsewhere; 
 import asyncio
 from bisect import bisect_left
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 from gateway.call import Call
 from gateway.contract.edits import edit
 from gateway.contract.envelope import Operation
-from gateway.contract.errors import ContractError, Overdue
+from gateway.contract.errors import ContractError
 from gateway.engines import Engines
 from gateway.errors import normalise_engine_error
 from gateway.exchange import Exchange
@@ -149,7 +148,7 @@ class Forwarder:
             if stream:
                 watch = progress.watch = self._watch(call, relay)
             else:
-                watch = wheel.add(model.timeouts.unary_s, partial(_late, call))
+                watch = wheel.add(model.timeouts.unary_s, call.expire)
             relay.attach(upstream)
             upstream.send(head, body, relay)
             try:
@@ -174,7 +173,7 @@ class Forwarder:
 
         def on_late(committed: bool) -> None:  # noqa: FBT001 -- a callback of one fact
             if committed:
-                call.stop("timeout", Overdue())
+                call.expire()
             else:
                 relay.fail("first_event_timeout")
 
@@ -187,10 +186,6 @@ class Forwarder:
             on_late=on_late,
             on_silence=relay.ping,
         )
-
-
-def _late(call: Call) -> None:
-    call.stop("timeout", Overdue())
 
 
 class _Progress:

@@ -43,13 +43,13 @@ def edit(
     if (
         envelope.marks is not None
     ):  # it has none of the fields that are changed, but the model's name
-        first, start, end = envelope.marks
+        at, start, end = envelope.marks
         asked = ask_usage if envelope.stream else None
         put = _put_first(asked, inject_cap, cache_salt)
         if envelope.model == upstream_model:
-            return body[:first] + put + body[first:] if put else body
+            return body[:at] + put + body[at:] if put else body
         quoted = _quoted(upstream_model)
-        return b"".join((body[:first], put, body[first:start], quoted, body[end:]))
+        return b"".join((body[:at], put, body[at:start], quoted, body[end:]))
     edits: list[Edit] = []
     added: list[bytes] = []
     cut = envelope.dropped
