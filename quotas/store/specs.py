@@ -7,7 +7,6 @@ back to the charges. Not here: keys and calls (``quotas.store.redis``).
 """
 
 from collections.abc import Sequence
-from operator import attrgetter
 from struct import Struct
 from typing import TypeVar
 
@@ -22,8 +21,6 @@ SPECS_KEPT = 16_384
 T = TypeVar("T")
 
 _pack = msgspec.msgpack.Encoder().encode
-#: With ``map``, so that a list of charges is read in C.
-_limit_of, _amount_of, _periods_of = map(attrgetter, ("limit", "amount", "periods"))
 
 
 class Spec:
@@ -46,7 +43,7 @@ class Spec:
 
     def amounts(self, charges: Sequence[Charge]) -> bytes:
         """The charges' amounts, row by row. Raises ``ReservationRefused`` for what is not exact."""
-        amounts = list(map(_amount_of, charges))
+        amounts = [charge.amount for charge in charges]
         check_amounts(amounts)
         if self.order is not None:
             amounts = [amounts[i] for i in self.rows]
@@ -79,7 +76,10 @@ class Specs:
 
     def of(self, charges: Sequence[Charge]) -> Spec:
         """Raises ``ReservationRefused`` for a level named twice or a quota without periods."""
-        key = (*map(id, map(_limit_of, charges)), *map(id, map(_periods_of, charges)))
+        key = (
+            *[id(charge.limit) for charge in charges],
+            *[id(charge.periods) for charge in charges],
+        )
         return self._kept.get(key) or self._make(key, charges)
 
     def _make(self, key: tuple[int, ...], charges: Sequence[Charge]) -> Spec:
