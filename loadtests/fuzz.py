@@ -218,7 +218,7 @@ def fuzz_everyday(data: bytes, chance: Random) -> None:
         sent = edit(
             data, envelope,
             upstream_model="up", ask_usage="final" if envelope.stream else None,
-            inject_cap=None if envelope.cap else 7, cache_salt="salt",
+            inject_cap=7 if envelope.cap is None else None, cache_salt="salt",
         )  # fmt: skip
         made.append(
             (
