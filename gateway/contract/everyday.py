@@ -4,13 +4,12 @@
 which is also the one that words every error. What makes it certain: the text (messages or prompt) is
 one value and lies where its key was found; in all around it no key is written with an escape, and of
 the guarded keys each stands exactly once, so that the one found is the one at the top level. An
-application says the same around its texts again and again: that is read once. Tests hold both ways
-against each other.
+application says the same around its texts again and again: that is read once, and kept where no words
+are in it but the model's name. Tests hold both ways against each other.
 """
 
 import re
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Annotated, Any, NamedTuple, TypedDict
 
 import msgspec
@@ -84,6 +83,8 @@ _MODEL = re.compile(rb'"model"[ \t\r\n]*+:[ \t\r\n]*+("[^"\\]{1,%d}+")' % MODEL_
 
 #: What is said around so many texts is kept, where it is no longer than so many bytes.
 _KEPT_MAX, _KEPT_BYTES_MAX = 1024, 1024
+#: A string that is a member's value.
+_WORDS = re.compile(rb':[ \t\r\n]*+"')
 
 
 class _Said(NamedTuple):
@@ -120,9 +121,16 @@ def read(body: bytes, operation: Operation) -> Envelope | None:
     if not body.startswith(text, at):
         return None
     around = body[:at] + body[at + len(text) :]
-    said = (_kept if len(around) <= _KEPT_BYTES_MAX else _around)(operation, around, at)
+    key = (operation, around, at)
+    said = _kept.get(key)
     if said is None:
-        return None
+        said = _around(operation, around, at)
+        if said is None:
+            return None
+        if len(around) <= _KEPT_BYTES_MAX and _is_wordless(around):
+            if len(_kept) >= _KEPT_MAX:
+                _kept.clear()
+            _kept[key] = said
     model, stream, cap, first, start, end = said
     if start > at:
         start, end = start + len(text), end + len(text)
@@ -150,4 +158,12 @@ def _around(operation: Operation, around: bytes, at: int) -> _Said | None:
     return _Said(fields["model"], fields.get("stream", False), cap, first, *named.span(1))
 
 
-_kept = lru_cache(maxsize=_KEPT_MAX)(_around)
+def _is_wordless(around: bytes) -> bool:
+    """Whether a caller's words cannot be in it: no string is a value but the model's, nor in an array or
+    an object. No prompt outlives its request, nor what stands beside it.
+    """
+    nested = around.find(b"[") >= 0 or around.find(b"{") != around.rfind(b"{")
+    return not nested and len(_WORDS.findall(around)) == 1
+
+
+_kept: dict[tuple[Operation, bytes, int], _Said] = {}

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.contract import everyday
 from gateway.contract.edits import edit
 from gateway.contract.envelope import parse
 from gateway.contract.errors import InvalidBody
@@ -97,6 +98,36 @@ def test_what_was_said_around_another_text_is_read_alike(around, text):
         assert told(short, around % each) == told(long, around % each)
         how = {"upstream_model": "up", "ask_usage": None, "inject_cap": None, "cache_salt": "s"}
         assert edit(around % each, short, **how) == edit(around % each, long, **how)
+
+
+@pytest.mark.parametrize(
+    ("beside", "kept"),
+    [
+        (b'"temperature":0.5,"stream":true,"logprobs":null', True),
+        (b'"suffix":"a secret"', False),
+        (b'"suffix":"a:secret"', False),
+        (b'"stop":["a secret"]', False),
+        (b'"metadata":{"a":"secret"}', False),
+        (b'"metadata" : "secret"', False),
+    ],
+)
+def test_no_words_of_a_caller_are_kept(monkeypatch, beside, kept):
+    known = {}
+    monkeypatch.setattr(everyday, "_kept", known)
+    for text in (b'"once"', b'"twice"'):
+        assert read(b'{"model":"m","prompt":%b,%b}' % (text, beside), "completions") is not None
+
+    assert len(known) == (1 if kept else 0)
+    assert b"once" not in b"".join(around for _, around, _ in known)
+
+
+def test_what_is_kept_is_bounded(monkeypatch):
+    known = {}
+    monkeypatch.setattr(everyday, "_kept", known)
+    for seed in range(3000):
+        assert read(b'{"model":"m","prompt":"x","seed":%d}' % seed, "completions") is not None
+
+    assert 0 < len(known) <= 1024
 
 
 @pytest.mark.parametrize(
