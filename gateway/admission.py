@@ -107,7 +107,7 @@ class Admission:
         nothing of it), and ``StoreAway``.
         """
         tag, outages = principal.tag, self._outages
-        if outages.parts and outages.away(tag):
+        if outages.away(tag):
             try:
                 return outages.admit(tag, request_id, charges, principal.credits)
             except StoreUnavailable as closed:

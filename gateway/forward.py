@@ -88,8 +88,7 @@ class Forwarder:
             return Failed("connect")  # it left the pool since it was chosen
         engine = engines.get(endpoint)
         pool = engine.pool
-        if load.ejections:  # else it says nothing
-            on_sent(load, self._monotonic())
+        on_sent(load, self._monotonic())
         load.in_flight += 1
         try:
             upstream = None if fresh else pool.acquire()

@@ -42,9 +42,7 @@ class Health:
                 return
             if ending in ("engine_error", "timeout"):
                 on_failure(load, self._monotonic())
-            elif exchange.first_event_s < 0:
-                pass  # one that was left before it answered says nothing
-            elif load.consecutive_failures or load.ejections:  # a trial is of an ejected one
+            elif exchange.first_event_s >= 0:  # one that was left before it answered says nothing
                 on_success(load)
             return
         self._attempts[outcome.kind] += 1

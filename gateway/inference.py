@@ -289,13 +289,10 @@ class Inference:
     def _after_commit(self, call: Call, exchange: Exchange, ended: Ended) -> Exception | None:
         """The answer went out, whole or cut; only a whole answer that broke still needs an error."""
         outcome: Outcome = "ok" if ended.ending == "finished" else ended.ending
-        if call.reply.started:
-            exchange.end(outcome, 200, self._unix_ms())
-            return None
         error: Exception | None = None
-        if not call.reply.gone:
+        if not call.reply.started and not call.reply.gone:
             error = call.stopped[1] if call.stopped else UpstreamError()
-        return self._end(exchange, outcome, error)
+        return self._end(exchange, outcome, error, 200 if call.reply.started else 0)
 
     def _end_stopped(
         self, call: Call, exchange: Exchange, stopped: tuple[Stop, ContractError | None]

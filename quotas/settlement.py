@@ -116,10 +116,6 @@ def settle(
     ``tokenized`` and ``tokenized_completion``: the prompt and the delivered text as the engine's
     /tokenize counts them, None when it was not asked; the estimates stand in for them.
     """
-    if (
-        ending.final and ending.completion and ending.prompt is not None and ending.cause == "ok"
-    ):  # (FINISHED, FINAL) of the table, which most endings are
-        return finished(ending.prompt, ending.completion, ending.cached, ending.reasoning)
     case, seen = _case(ending), _seen(ending)
     bill = TABLE[case, seen]
     outcome: Outcome = "engine_error" if case is _FINISHED_VOID else ending.cause

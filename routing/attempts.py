@@ -69,8 +69,7 @@ class RetryBudget:
 
     def note_request(self, now_s: float) -> None:
         """A request arrived; its first attempt is free."""
-        if now_s - self._began_s >= self._window_s:
-            self._slide(now_s)
+        self._slide(now_s)
         self._requests += 1
 
     def allow(self, now_s: float) -> bool:

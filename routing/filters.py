@@ -44,7 +44,7 @@ def why_not(
         return "backed_off"
     if load.in_flight >= endpoint.max_in_flight and not request.guaranteed:
         return "full"
-    if load.ejected_until_s > now_s or load.trial_until_s > now_s:  # is_out, without the call
+    if load.is_out(now_s):
         return "ejected"
     if signals is None:
         return None

@@ -40,9 +40,8 @@ def edit(
     ``ask_usage``: counts a stream is to carry. ``inject_cap``: ``max_tokens`` where the caller gave
     none. ``cache_salt``: ours, in place of any of the caller's.
     """
-    if (
-        envelope.marks is not None
-    ):  # it has none of the fields that are changed, but the model's name
+    if envelope.marks is not None:
+        # It has none of the fields that are changed, but the model's name.
         at, start, end = envelope.marks
         asked = ask_usage if envelope.stream else None
         put = _put_first(asked, inject_cap, cache_salt)

@@ -30,21 +30,22 @@ class _Messages(TypedDict, total=False):
     messages: msgspec.Raw
 
 
-class _Chat(_Messages, total=False):
-    model: str
-    stream: bool
-    max_tokens: _Cap
-    max_completion_tokens: _Cap
-
-
 class _Prompt(TypedDict, total=False):
     prompt: msgspec.Raw
 
 
-class _Completion(_Prompt, total=False):
+class _Beside(TypedDict, total=False):
     model: str
     stream: bool
     max_tokens: _Cap
+
+
+class _Chat(_Messages, _Beside, total=False):
+    max_completion_tokens: _Cap
+
+
+class _Completion(_Prompt, _Beside):
+    pass
 
 
 class _Way(NamedTuple):

@@ -25,7 +25,6 @@ from gateway.contract.errors import (
 )
 from gateway.wire import heads
 from gateway.wire.chunked import ChunkedBody
-from gateway.wire.deadlines import NEVER
 from gateway.wire.guard import Head
 from gateway.wire.lobby import TURNED_AWAY_MAX, Lobby
 from gateway.wire.proxy_header import read_proxy
@@ -309,7 +308,7 @@ class Connection(asyncio.Protocol):
         """A whole request: to the handler, or answered here when it is a browser's question."""
         head = self._head
         assert head is not None
-        self._deadline.due = NEVER  # ``rest``, without the call
+        self._deadline.rest()
         if not self._reading:
             self._resume_reading()
         if len(self._buffer) > self._settings.pipelined_bytes_max:

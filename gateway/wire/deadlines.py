@@ -93,9 +93,7 @@ class Wheel:
     def place(self, deadline: Deadline) -> None:
         if deadline.slot is not None:
             deadline.slot.discard(deadline)
-        at, last = deadline.due, self.now + SLOTS - 1
-        at = min(at, last)
-        deadline.at = at
+        at = deadline.at = min(deadline.due, self.now + SLOTS - 1)
         slot = deadline.slot = self._slots[at % SLOTS]
         slot.add(deadline)
 

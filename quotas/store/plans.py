@@ -64,12 +64,11 @@ Ended = Verdict | Reservation
 class Tag:
     """``open`` and ``ended``: reservations by id."""
 
-    __slots__ = ("_cells", "_plain", "_plans", "ended", "open")
+    __slots__ = ("_cells", "_plans", "ended", "open")
 
     def __init__(self) -> None:
         self._cells: dict[Identity, Cell] = {}
         self._plans: dict[Key, Plan] = {}
-        self._plain: dict[Key, Plan] = {}  # those of them that are plain
         self.open: dict[str, Reservation] = {}
         self.ended: dict[str, Ended] = {}
 
@@ -80,7 +79,8 @@ class Tag:
         """
         if not charges:
             return None
-        return self._plain.get((len(charges), id(charges[0].limit), id(charges[-1].limit)))
+        plan = self._plans.get((len(charges), id(charges[0].limit), id(charges[-1].limit)))
+        return plan if plan is not None and plan.plain else None
 
     def plan(self, charges: Sequence[Charge]) -> Plan:
         """Raises ``ReservationRefused`` where a level is named twice."""
@@ -102,10 +102,5 @@ class Tag:
         check_limits(limits)
         if len(self._plans) >= PLANS_KEPT:
             self._plans.clear()
-            self._plain.clear()
         plan = self._plans[key] = Plan(limits, [self.cell(limit) for limit in limits])
-        if plan.plain:
-            self._plain[key] = plan
-        else:
-            self._plain.pop(key, None)
         return plan
