@@ -110,8 +110,10 @@ def test_a_command_without_a_server_ships_recovers_and_names_what_was_cut_short(
                 timeout=0.2,
             )
         context, lines = begin(client, gateway, secret)
-        for pid in processes_of(gateway.data_dir):
-            os.kill(pid, signal.SIGKILL)
+        pids = processes_of(gateway.data_dir)
+        for how in (signal.SIGSTOP, signal.SIGKILL):  # at once: none may end another's streams
+            for pid in pids:
+                os.kill(pid, how)
         finish(context, lines)
         gateway.stop(signal.SIGKILL)
         wait_until(lambda: not processes_of(gateway.data_dir), 20)
